@@ -1,0 +1,66 @@
+"""A bound plan: the only thing the hot loop calls."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels.backend import Bytes, Segment
+from kernels.dtype import DType
+from kernels.ops.op import Array
+from kernels.tensor import Bounds, Sym, Tensor
+
+NUMPY_TYPES: Mapping[DType, type[np.generic]] = {DType.F32: np.float32, DType.F16: np.float16, DType.I32: np.int32}
+
+
+def view(memory: Bytes, tensor: Tensor, values: Bounds) -> Array:
+    """The tensor's memory as a numpy array of its shape, without a copy."""
+    shape = tuple(values[d.name] if isinstance(d, Sym) else d for d in tensor.shape)
+    typed: npt.NDArray[np.generic] = memory[: tensor.n_bytes(values)].view(NUMPY_TYPES[tensor.dtype])
+    return typed.reshape(shape)
+
+
+class Executable:
+    """Segments in order over memory that was allocated before; running allocates no device memory."""
+
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        inputs: Mapping[str, tuple[Tensor, Bytes]],
+        outputs: Mapping[str, tuple[Tensor, Bytes]],
+        bounds: Bounds,
+    ) -> None:
+        self._segments = segments
+        self._inputs = inputs
+        self._outputs = outputs
+        self._bounds = bounds
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Execute once.  inputs by name, C-contiguous, in the declared dtype; symbols take their sizes from them.
+
+        Returns views of the outputs that the next run overwrites.  ValueError names an input that is missing,
+        too large or of another dtype.
+        """
+        values = self._values(inputs)
+        for name, (tensor, memory) in self._inputs.items():
+            given = inputs[name]
+            if given.dtype != NUMPY_TYPES[tensor.dtype]:
+                raise ValueError(f"input {name}: expected {tensor.dtype.name}, got {given.dtype}")
+            view(memory, tensor, values)[...] = given
+        for segment in self._segments:
+            segment.run(values)
+        return {name: view(memory, tensor, values) for name, (tensor, memory) in self._outputs.items()}
+
+    def _values(self, inputs: Mapping[str, Array]) -> dict[str, int]:
+        values: dict[str, int] = {}
+        for name, (tensor, _) in self._inputs.items():
+            if name not in inputs:
+                raise ValueError(f"input {name} is missing")
+            given = inputs[name]
+            if len(given.shape) != len(tensor.shape):
+                raise ValueError(f"input {name}: expected shape {tensor.shape}, got {given.shape}")
+            for dim, n in zip(tensor.shape, given.shape, strict=True):
+                expected = values.setdefault(dim.name, n) if isinstance(dim, Sym) else dim
+                if n != expected or (isinstance(dim, Sym) and n > self._bounds[dim.name]):
+                    raise ValueError(f"input {name}: {dim} is {n}, expected {expected}, bounds {dict(self._bounds)}")
+        return values

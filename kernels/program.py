@@ -1,0 +1,197 @@
+"""A typed tensor program: what a model computes, with a symbolic batch, and nothing of memory or devices.
+
+A model family builds one with the methods below; no op runs meanwhile.  `plan.py` binds it to devices, the
+reference backend interprets it, other backends compile it.
+
+    program = ProgramBuilder(n_layer=2)
+    x = program.rows(program.weight("token_embd.weight", (n_vocab, n_embd), DType.Q8_0), tokens)
+    ...
+    program.output("logits", x)
+    done = program.build()
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from kernels.dtype import DType
+from kernels.ops.attention import Attention, StoreKV
+from kernels.ops.gate import SwiGLU
+from kernels.ops.matmul import Matmul
+from kernels.ops.norm import RmsNorm
+from kernels.ops.op import Op
+from kernels.ops.rope import Rope, Rotation
+from kernels.ops.rows import Rows
+from kernels.tensor import Dim, Role, Shape, Tensor
+
+INPUT_LAYER = -1
+
+
+class ShapeError(ValueError):
+    """An op was given tensors whose shapes or dtypes do not fit; the message names both."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Program:
+    """Immutable: ops in order of execution, and every tensor by role.  `n_layer` is the output layer's index."""
+
+    n_layer: int
+    ops: tuple[Op, ...]
+    inputs: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor]
+    states: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+
+
+class ProgramBuilder:
+    """Collects ops.  Tensors and ops belong to the layer that is current, see `in_layer`."""
+
+    def __init__(self, n_layer: int) -> None:
+        self.n_layer = n_layer
+        self._layer = INPUT_LAYER
+        self._ops: list[Op] = []
+        self._inputs: dict[str, Tensor] = {}
+        self._weights: dict[str, Tensor] = {}
+        self._states: dict[str, Tensor] = {}
+        self._outputs: dict[str, Tensor] = {}
+
+    @contextmanager
+    def in_layer(self, layer: int) -> Iterator[None]:
+        """Everything declared inside belongs to this layer: 0..n_layer-1, or n_layer for the output."""
+        if not 0 <= layer <= self.n_layer:
+            raise ShapeError(f"layer {layer} is outside 0..{self.n_layer}")
+        before, self._layer = self._layer, layer
+        try:
+            yield
+        finally:
+            self._layer = before
+
+    def input(self, name: str, shape: Shape, dtype: DType = DType.I32) -> Tensor:
+        """A value that arrives with each run."""
+        return self._declare(self._inputs, Tensor(name, shape, dtype, Role.INPUT, INPUT_LAYER))
+
+    def weight(self, name: str, shape: tuple[int, ...], dtype: DType) -> Tensor:
+        """A tensor of the model file.  Asking again for the same name gives the same tensor (tied embeddings)."""
+        known = self._weights.get(name)
+        if known is not None:
+            _expect(known.shape == shape and known.dtype is dtype, f"{known} asked for again as {shape} {dtype.name}")
+            return known
+        return self._declare(self._weights, Tensor(name, shape, dtype, Role.WEIGHT, self._layer))
+
+    def state(self, name: str, shape: tuple[int, ...], dtype: DType) -> Tensor:
+        """Memory that outlives a run."""
+        return self._declare(self._states, Tensor(name, shape, dtype, Role.STATE, self._layer))
+
+    def output(self, name: str, tensor: Tensor) -> None:
+        """Name a value that the caller reads after each run."""
+        _expect(tensor.role is Role.VALUE, f"output {name}: {tensor} is no computed value")
+        _expect(name not in self._outputs, f"output {name} declared twice")
+        self._outputs[name] = tensor
+
+    def rows(self, table: Tensor, ids: Tensor) -> Tensor:
+        """See `ops.rows.Rows`."""
+        _expect(len(table.shape) == 2 and ids.dtype is DType.I32, f"rows of {table} by {ids}")
+        out = self._value("rows", (ids.shape[0], table.shape[1]))
+        self._ops.append(Rows(self._layer, table, ids, out))
+        return out
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `ops.norm.RmsNorm`."""
+        width, chunk = _width(x), _width(weight)
+        _expect(weight.dtype is DType.F32 and len(weight.shape) == 1, f"rms_norm weight {weight} is not F32[k]")
+        _expect(width % chunk == 0 and eps > 0, f"rms_norm of {x} in chunks of {chunk}, eps {eps}")
+        out = self._value("norm", x.shape)
+        self._ops.append(RmsNorm(self._layer, x, weight, out, eps))
+        return out
+
+    def matmul(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        """See `ops.matmul.Matmul`."""
+        _expect(len(weight.shape) == 2 and _width(x) == weight.shape[1], f"matmul of {x} with {weight}")
+        shape = (x.shape[0], weight.shape[0])
+        if bias is not None:
+            _expect(bias.shape == (shape[1],) and bias.dtype is DType.F32, f"bias {bias} of {weight}")
+        if residual is not None:
+            _expect(residual.shape == shape, f"residual {residual} of {weight}")
+        out = self._value("matmul", shape)
+        self._ops.append(Matmul(self._layer, x, weight, out, bias, residual))
+        return out
+
+    def rope(self, x: Tensor, positions: Tensor, head_dim: int, rotation: Rotation) -> Tensor:
+        """See `ops.rope.Rope`."""
+        _expect(_width(x) % head_dim == 0 and rotation.n_rot <= head_dim, f"rope of {x}, head_dim {head_dim}")
+        out = self._value("rope", x.shape)
+        self._ops.append(Rope(self._layer, x, positions, out, head_dim, rotation))
+        return out
+
+    def store_kv(
+        self,
+        k: Tensor,
+        v: Tensor,
+        positions: Tensor,
+        cells: Tensor,
+        k_state: Tensor,
+        v_state: Tensor,
+        head_dim: int,
+        rotation: Rotation | None,
+    ) -> None:
+        """See `ops.attention.StoreKV`."""
+        _expect(k.shape == v.shape and _width(k) == _width(k_state) == _width(v_state), f"store {k}, {v} in {k_state}")
+        op = StoreKV(self._layer, k, v, positions, cells, k_state, v_state, head_dim, rotation)
+        self._ops.append(op)
+
+    def attention(
+        self,
+        q: Tensor,
+        k_state: Tensor,
+        v_state: Tensor,
+        tables: Tensor,
+        rows: Tensor,
+        n_visible: Tensor,
+        *,
+        head_dim: int,
+        page_size: int,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+    ) -> Tensor:
+        """See `ops.attention.Attention`."""
+        _expect(_width(q) % _width(k_state) == 0 and _width(q) % head_dim == 0, f"attention of {q} over {k_state}")
+        out = self._value("attention", q.shape)
+        op = Attention(
+            self._layer, q, k_state, v_state, tables, rows, n_visible, out, head_dim, page_size, scale, window, softcap
+        )
+        self._ops.append(op)
+        return out
+
+    def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        """See `ops.gate.SwiGLU`."""
+        _expect(gate.shape == up.shape, f"swiglu of {gate} and {up}")
+        out = self._value("swiglu", gate.shape)
+        self._ops.append(SwiGLU(self._layer, gate, up, out))
+        return out
+
+    def build(self) -> Program:
+        """The finished program."""
+        _expect(bool(self._outputs), "a program without outputs computes nothing")
+        return Program(self.n_layer, tuple(self._ops), self._inputs, self._weights, self._states, self._outputs)
+
+    def _value(self, stem: str, shape: Shape) -> Tensor:
+        return Tensor(f"{stem}.{len(self._ops)}", shape, DType.F32, Role.VALUE, self._layer)
+
+    def _declare(self, group: dict[str, Tensor], tensor: Tensor) -> Tensor:
+        _expect(tensor.name not in group, f"{tensor.role.value} {tensor.name} declared twice")
+        group[tensor.name] = tensor
+        return tensor
+
+
+def _width(tensor: Tensor) -> int:
+    """The last dimension, which is never symbolic: rows have a known length."""
+    last: Dim = tensor.shape[-1]
+    _expect(isinstance(last, int), f"{tensor} has rows of unknown length")
+    assert isinstance(last, int)
+    return last
+
+
+def _expect(holds: bool, what: str) -> None:
+    if not holds:
+        raise ShapeError(what)

@@ -1,0 +1,158 @@
+"""The reference backend: interprets programs with the numpy references of `ops/`.
+
+Slow, exact, and everywhere: it judges the other backends, and the runtime works on it.
+"""
+
+import numpy as np
+
+from kernels.backend import Allocations, Binding, Bytes, OutOfMemory
+from kernels.dtype import DType
+from kernels.executable import view
+from kernels.ops.attention import Attention, StoreKV, attention_ref, store_kv_ref
+from kernels.ops.copy import Copy
+from kernels.ops.gate import SwiGLU, swiglu_ref
+from kernels.ops.matmul import Matmul, matmul_ref
+from kernels.ops.norm import RmsNorm, rms_norm_ref
+from kernels.ops.op import F32, Array, Op
+from kernels.ops.quant import dequantize
+from kernels.ops.rope import Rope, rope_ref
+from kernels.ops.rows import Rows, rows_ref
+from kernels.tensor import Bounds, Role, Tensor, shape_of
+
+ALIGNMENT = 64
+KNOWN_OPS = (Rows, RmsNorm, Matmul, Rope, StoreKV, Attention, SwiGLU, Copy)
+
+
+class ReferenceBuffer:
+    """Host memory, counted."""
+
+    def __init__(self, array: Bytes, label: str, counters: Allocations) -> None:
+        self.array = array
+        self._label = label
+        self._counters = counters
+        self._is_freed = False
+
+    def free(self) -> None:
+        """Give the memory back."""
+        if self._is_freed:
+            return
+        self._is_freed = True
+        n_bytes = self.array.nbytes
+        self._counters.asked_bytes -= n_bytes
+        self._counters.given_bytes -= n_bytes
+        self._counters.by_label[self._label] -= n_bytes
+        self.array = np.empty(0, np.uint8)
+
+
+class ReferenceBackend:
+    """Satisfies `kernels.backend.Backend` with numpy."""
+
+    def __init__(self, name: str = "reference", capacity_bytes: int | None = None) -> None:
+        self._name = name
+        self._capacity_bytes = capacity_bytes
+        self.allocations = Allocations()
+
+    @property
+    def name(self) -> str:
+        """The device id."""
+        return self._name
+
+    @property
+    def alignment(self) -> int:
+        """Byte alignment of tensors."""
+        return ALIGNMENT
+
+    def refuses(self, op: Op) -> str | None:
+        """Everything with a reference runs."""
+        return None if isinstance(op, KNOWN_OPS) else f"no reference for {type(op).__name__}"
+
+    def workspace_bytes(self, op: Op, bounds: Bounds) -> int:
+        """Numpy brings its own scratch; it is not the device's memory."""
+        del op, bounds
+        return 0
+
+    def round_up(self, n_bytes: int) -> int:
+        """Nothing is rounded."""
+        return n_bytes
+
+    def allocate(self, n_bytes: int, label: str) -> ReferenceBuffer:
+        """Zeroed host memory; OutOfMemory over the capacity it was made with."""
+        used = self.allocations.given_bytes
+        if self._capacity_bytes is not None and used + n_bytes > self._capacity_bytes:
+            raise OutOfMemory(self._name, n_bytes, label)
+        counters = self.allocations
+        counters.n_allocations += 1
+        counters.asked_bytes += n_bytes
+        counters.given_bytes += n_bytes
+        counters.high_water_bytes = max(counters.high_water_bytes, counters.given_bytes)
+        counters.by_label[label] = counters.by_label.get(label, 0) + n_bytes
+        return ReferenceBuffer(np.zeros(n_bytes, np.uint8), label, counters)
+
+    def bind(self, binding: Binding) -> "ReferenceSegment":
+        """Nothing to compile."""
+        return ReferenceSegment(binding)
+
+
+class ReferenceSegment:
+    """Interprets one op after the other."""
+
+    def __init__(self, binding: Binding) -> None:
+        self._binding = binding
+
+    def run(self, values: Bounds) -> None:
+        """Execute every op with these values of the symbols."""
+        for op in self._binding.ops:
+            self._run(op, values)
+
+    def _run(self, op: Op, values: Bounds) -> None:
+        match op:
+            case Rows():
+                self._write(op.out, values, rows_ref(self._f32(op.table, values), self._i32(op.ids, values)))
+            case RmsNorm():
+                x, weight = self._f32(op.x, values), self._f32(op.weight, values)
+                self._write(op.out, values, rms_norm_ref(x, weight, op.eps))
+            case Matmul():
+                bias, residual = (None if t is None else self._f32(t, values) for t in (op.bias, op.residual))
+                x, weight = self._f32(op.x, values), self._f32(op.weight, values)
+                self._write(op.out, values, matmul_ref(x, weight, bias, residual))
+            case Rope():
+                x, positions = self._f32(op.x, values), self._i32(op.positions, values)
+                self._write(op.out, values, rope_ref(x, positions, op.head_dim, op.rotation))
+            case StoreKV():
+                self._store(op, values)
+            case Attention():
+                self._attend(op, values)
+            case SwiGLU():
+                self._write(op.out, values, swiglu_ref(self._f32(op.gate, values), self._f32(op.up, values)))
+            case Copy():
+                self._raw(op.out, values)[...] = self._raw(op.x, values)
+            case _:
+                raise TypeError(f"no reference for {type(op).__name__}")
+
+    def _store(self, op: StoreKV, values: Bounds) -> None:
+        k, v = self._f32(op.k, values), self._f32(op.v, values)
+        positions, cells = self._i32(op.positions, values), self._i32(op.cells, values)
+        states = self._raw(op.k_state, values), self._raw(op.v_state, values)
+        store_kv_ref(k, v, positions, cells, *states, op.head_dim, op.rotation)
+
+    def _attend(self, op: Attention, values: Bounds) -> None:
+        states = self._raw(op.k_state, values), self._raw(op.v_state, values)
+        indices = (self._i32(t, values) for t in (op.tables, op.rows, op.n_visible))
+        self._write(op.out, values, attention_ref(self._f32(op.q, values), *states, *indices, op))
+
+    def _raw(self, tensor: Tensor, values: Bounds) -> Array:
+        return view(self._binding.memory[tensor], tensor, values)
+
+    def _i32(self, tensor: Tensor, values: Bounds) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
+        return self._raw(tensor, values).astype(np.int32, copy=False)
+
+    def _f32(self, tensor: Tensor, values: Bounds) -> F32:
+        """The tensor as float32, dequantised when it is a weight in a block format."""
+        if tensor.role is Role.WEIGHT and tensor.dtype is not DType.F32:
+            shape = shape_of(tensor.shape, values)
+            n_elements = int(np.prod(shape))
+            return dequantize(self._binding.memory[tensor], tensor.dtype, n_elements).reshape(shape)
+        return self._raw(tensor, values).astype(np.float32, copy=False)
+
+    def _write(self, out: Tensor, values: Bounds, value: F32) -> None:
+        self._raw(out, values)[...] = value
