@@ -1,0 +1,43 @@
+"""Which inputs of which sequences the next forward pass takes: pure arithmetic over plain values."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A sequence that has inputs to compute."""
+
+    seq_id: int
+    n_pending: int  # 1 for a sequence that decodes
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one sequence gets of a batch; `is_last` when it exhausts the pending inputs, so logits are wanted."""
+
+    seq_id: int
+    n_inputs: int
+    is_last: bool
+
+
+def compose(waiting: Sequence[Waiting], n_batch: int, start: int) -> tuple[list[Share], int]:
+    """Fill a batch of at most n_batch inputs over all sequences.
+
+    Sequences with one pending input go first: a prompt never delays running streams by more than one batch.
+    The rest is filled with prompts, visited round-robin from index `start` (modulo their number); the second
+    value is the start of the next call, one past the last prompt that was served.
+    """
+    shares = [Share(w.seq_id, 1, is_last=True) for w in waiting if w.n_pending == 1][:n_batch]
+    left = n_batch - len(shares)
+    prompts = [w for w in waiting if w.n_pending > 1]
+    n_served = 0
+    for offset in range(len(prompts)):
+        if left == 0:
+            break
+        w = prompts[(start + offset) % len(prompts)]
+        n_inputs = min(left, w.n_pending)
+        shares.append(Share(w.seq_id, n_inputs, is_last=n_inputs == w.n_pending))
+        left -= n_inputs
+        n_served += 1
+    return shares, (start + n_served) % len(prompts) if prompts else 0

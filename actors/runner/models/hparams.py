@@ -1,0 +1,59 @@
+"""The sizes of a model, read once from its file's metadata; later code uses only these names."""
+
+from dataclasses import dataclass
+
+from actors.errors import ModelError, Unsupported
+from actors.runner.gguf.reader import GGUFFile
+
+
+@dataclass(frozen=True, slots=True)
+class Hparams:
+    """Sizes of a decoder with grouped-query attention."""
+
+    arch: str
+    n_layer: int
+    n_embd: int
+    n_ff: int
+    n_vocab: int
+    n_head: int
+    n_head_kv: int
+    head_dim: int
+    n_ctx_train: int
+    eps: float
+
+    @property
+    def q_width(self) -> int:
+        """Width of all query heads."""
+        return self.n_head * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """Width of all key (or value) heads; a cell of the cache holds one of each."""
+        return self.n_head_kv * self.head_dim
+
+
+def read_hparams(file: GGUFFile) -> Hparams:
+    """Sizes from `<arch>.*`; ModelError names a key that is missing, Unsupported what this build does not run."""
+    arch = file.get_str("general.architecture")
+    if file.get_int(f"{arch}.expert_count", 0) > 0:
+        raise Unsupported(f"{arch} with experts is not implemented", where=f"{file.name}: {arch}.expert_count")
+    n_embd = file.get_int(f"{arch}.embedding_length")
+    n_head = file.get_int(f"{arch}.attention.head_count")
+    head_dim = file.get_int(f"{arch}.attention.key_length", n_embd // n_head)
+    if file.get_int(f"{arch}.attention.value_length", head_dim) != head_dim:
+        raise Unsupported("key and value heads of different length are not implemented", where=file.name)
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise ModelError("token_embd.weight [n_embd, n_vocab] is missing", where=file.name)
+    return Hparams(
+        arch=arch,
+        n_layer=file.get_int(f"{arch}.block_count"),
+        n_embd=n_embd,
+        n_ff=file.get_int(f"{arch}.feed_forward_length"),
+        n_vocab=embedding.shape[1],
+        n_head=n_head,
+        n_head_kv=file.get_int(f"{arch}.attention.head_count_kv", n_head),
+        head_dim=head_dim,
+        n_ctx_train=file.get_int(f"{arch}.context_length"),
+        eps=file.get_float(f"{arch}.attention.layer_norm_rms_epsilon"),
+    )

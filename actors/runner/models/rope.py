@@ -1,0 +1,64 @@
+"""Rope scaling variants of GGUF files, computed once into a `Rotation` (one inverse frequency per pair).
+
+none: arXiv:2104.09864.  linear: arXiv:2306.15595, section 2.3.  yarn: arXiv:2309.00071, section 3.
+llama3 factors: a tensor `rope_freqs.weight` that divides each pair's frequency.
+"""
+
+import math
+from collections.abc import Sequence
+
+from actors.errors import Unsupported
+from actors.runner.gguf.reader import GGUFFile
+from kernels.ops.rope import Rotation, RopeStyle
+
+YARN_BETA_FAST = 32.0
+YARN_BETA_SLOW = 1.0
+
+
+def read_rotation(file: GGUFFile, arch: str, style: RopeStyle, head_dim: int, factors: Sequence[float] | None) -> Rotation:
+    """The rotation that a file's `<arch>.rope.*` keys describe.
+
+    factors [n_rot / 2]: the content of `rope_freqs.weight`, when there is one.  Unsupported names a scaling
+    type that is not implemented.
+    """
+    n_rot = file.get_int(f"{arch}.rope.dimension_count", head_dim)
+    base = file.get_float(f"{arch}.rope.freq_base", 10000.0)
+    plain = [base ** (-2.0 * i / n_rot) for i in range(n_rot // 2)]
+    if factors is not None:
+        plain = [freq / factor for freq, factor in zip(plain, factors, strict=True)]
+    kind = file.get_str(f"{arch}.rope.scaling.type", "none")
+    old_factor = file.get_float(f"{arch}.rope.scale_linear", 1.0)
+    factor = file.get_float(f"{arch}.rope.scaling.factor", old_factor)
+    if kind == "none" and old_factor != 1.0:
+        kind = "linear"
+    match kind:
+        case "none":
+            return Rotation(style, tuple(plain))
+        case "linear":
+            return Rotation(style, tuple(freq / factor for freq in plain))
+        case "yarn":
+            n_ctx_orig = file.get_int(f"{arch}.rope.scaling.original_context_length")
+            attn_factor = file.get_float(f"{arch}.rope.scaling.attn_factor", 1.0)
+            mixed = yarn(plain, base, n_rot, factor, n_ctx_orig)
+            return Rotation(style, tuple(mixed), attn_factor * (1.0 + 0.1 * math.log(factor)))
+        case _:
+            raise Unsupported(
+                f"rope scaling type {kind!r} is not implemented",
+                where=f"{file.name}: {arch}.rope.scaling.type",
+                mend="use a model with scaling type none, linear, yarn, or llama3 factors",
+            )
+
+
+def yarn(plain: Sequence[float], base: float, n_rot: int, factor: float, n_ctx_orig: int) -> list[float]:
+    """Frequencies between interpolated and unchanged, by how often a pair turns within n_ctx_orig positions."""
+
+    def pair_that_turns(n_times: float) -> float:
+        return n_rot * math.log(n_ctx_orig / (n_times * 2 * math.pi)) / (2 * math.log(base))
+
+    low = max(0, math.floor(pair_that_turns(YARN_BETA_FAST)))
+    high = min(n_rot - 1, math.ceil(pair_that_turns(YARN_BETA_SLOW)))
+    mixed: list[float] = []
+    for i, freq in enumerate(plain):
+        slow = min(1.0, max(0.0, (i - low) / max(0.001, high - low)))  # 0: turns often, keep; 1: interpolate
+        mixed.append(freq / factor * slow + freq * (1.0 - slow))
+    return mixed

@@ -1,0 +1,167 @@
+"""Tiny seeded models of each family: weights by a counter-based generator, so that files need not be stored.
+
+`tools/make_goldens.py` feeds the same weights to `transformers` and stores the logits beside this file.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+F32 = npt.NDArray[np.float32]
+EPS = 1e-6
+N_CTX = 128
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Sizes of a tiny model and what is special about it."""
+
+    arch: str
+    n_embd: int = 64
+    n_head: int = 4
+    n_head_kv: int = 2
+    head_dim: int = 16
+    n_ff: int = 96
+    n_vocab: int = 96
+    n_layer: int = 2
+    is_tied: bool = False
+    rope_base: float = 10000.0
+    rope: Mapping[str, float | str] = field(default_factory=dict)  # keys below <arch>.rope.scaling.
+    llama3_factor: float = 0.0  # > 0: frequencies scaled as llama 3.1 does, with this factor
+    seed: int = 1
+
+
+VARIANTS: Mapping[str, Tiny] = {
+    "llama": Tiny("llama"),
+    "llama-linear": Tiny("llama", rope={"type": "linear", "factor": 4.0}, seed=2),
+    "llama-yarn": Tiny("llama", rope={"type": "yarn", "factor": 4.0, "original_context_length": 32}, seed=3),
+    "llama-llama3": Tiny("llama", llama3_factor=8.0, is_tied=True, seed=4),
+    "qwen2": Tiny("qwen2", seed=5),
+    "qwen2-tied": Tiny("qwen2", is_tied=True, rope_base=1e6, seed=6),
+    "qwen3": Tiny("qwen3", head_dim=32, seed=7),
+}
+
+# llama 3.1's own numbers, scaled to a tiny context
+LLAMA3_LOW_FREQ_FACTOR = 1.0
+LLAMA3_HIGH_FREQ_FACTOR = 4.0
+LLAMA3_ORIGINAL_CONTEXT = 32
+
+
+def prompt(tiny: Tiny, n_tokens: int = 24) -> list[int]:
+    """A fixed sequence of token ids."""
+    return [(7 * i * i + 3 * i + tiny.seed) % tiny.n_vocab for i in range(n_tokens)]
+
+
+def shapes(tiny: Tiny) -> dict[str, tuple[int, ...]]:
+    """Every tensor by its GGUF name, outermost dimension first."""
+    q, kv = tiny.n_head * tiny.head_dim, tiny.n_head_kv * tiny.head_dim
+    found: dict[str, tuple[int, ...]] = {"token_embd": (tiny.n_vocab, tiny.n_embd)}
+    for i in range(tiny.n_layer):
+        layer: dict[str, tuple[int, ...]] = {
+            "attn_norm": (tiny.n_embd,),
+            "attn_q": (q, tiny.n_embd),
+            "attn_k": (kv, tiny.n_embd),
+            "attn_v": (kv, tiny.n_embd),
+            "attn_output": (tiny.n_embd, q),
+            "ffn_norm": (tiny.n_embd,),
+            "ffn_gate": (tiny.n_ff, tiny.n_embd),
+            "ffn_up": (tiny.n_ff, tiny.n_embd),
+            "ffn_down": (tiny.n_embd, tiny.n_ff),
+        }
+        if tiny.arch == "qwen3":
+            layer |= {"attn_q_norm": (tiny.head_dim,), "attn_k_norm": (tiny.head_dim,)}
+        found |= {f"blk.{i}.{name}.weight": shape for name, shape in layer.items()}
+        if tiny.arch == "qwen2":
+            found |= {f"blk.{i}.attn_{n}.bias": (w,) for n, w in (("q", q), ("k", kv), ("v", kv))}
+    found |= {"token_embd.weight": found.pop("token_embd"), "output_norm.weight": (tiny.n_embd,)}
+    if not tiny.is_tied:
+        found["output.weight"] = (tiny.n_vocab, tiny.n_embd)
+    return found
+
+
+def weights(tiny: Tiny) -> dict[str, F32]:
+    """Every tensor's values; the raw stream of Philox is fixed by its specification, whatever numpy's version."""
+    made: dict[str, F32] = {}
+    for index, (name, shape) in enumerate(sorted(shapes(tiny).items())):
+        n = math.prod(shape)
+        raw = np.random.Philox(key=tiny.seed * 1000 + index).random_raw(n)
+        uniform = (raw >> np.uint64(40)).astype(np.float32) / np.float32(2**24) * 2 - 1
+        is_norm = name.endswith("norm.weight")
+        scale = 0.2 if is_norm or name.endswith("bias") else math.sqrt(3.0 / shape[-1])
+        made[name] = (uniform * np.float32(scale) + np.float32(is_norm)).reshape(shape)
+    return made
+
+
+def llama3_factors(tiny: Tiny) -> F32:
+    """What each pair's frequency is divided by, [head_dim / 2]: the rule of the llama 3.1 reference code."""
+    factors: list[float] = []
+    for i in range(tiny.head_dim // 2):
+        wavelength = 2 * math.pi * tiny.rope_base ** (2 * i / tiny.head_dim)
+        longest = LLAMA3_ORIGINAL_CONTEXT / LLAMA3_LOW_FREQ_FACTOR
+        shortest = LLAMA3_ORIGINAL_CONTEXT / LLAMA3_HIGH_FREQ_FACTOR
+        if wavelength < shortest:
+            factors.append(1.0)
+        elif wavelength > longest:
+            factors.append(tiny.llama3_factor)
+        else:
+            spread = LLAMA3_HIGH_FREQ_FACTOR - LLAMA3_LOW_FREQ_FACTOR
+            smooth = (LLAMA3_ORIGINAL_CONTEXT / wavelength - LLAMA3_LOW_FREQ_FACTOR) / spread
+            factors.append(1 / ((1 - smooth) / tiny.llama3_factor + smooth))
+    return np.array(factors, np.float32)
+
+
+def write(path: Path, tiny: Tiny, tensors: Mapping[str, F32 | tuple[bytes, gguf.GGMLQuantizationType]]) -> None:
+    """A GGUF file of the model.  A tensor is F32 values, or raw blocks with their type."""
+    writer = gguf.GGUFWriter(path, tiny.arch)
+    writer.add_block_count(tiny.n_layer)
+    writer.add_context_length(N_CTX)
+    writer.add_embedding_length(tiny.n_embd)
+    writer.add_feed_forward_length(tiny.n_ff)
+    writer.add_head_count(tiny.n_head)
+    writer.add_head_count_kv(tiny.n_head_kv)
+    writer.add_key_length(tiny.head_dim)
+    writer.add_value_length(tiny.head_dim)
+    writer.add_layer_norm_rms_eps(EPS)
+    writer.add_rope_freq_base(tiny.rope_base)
+    writer.add_rope_dimension_count(tiny.head_dim)
+    for key, value in tiny.rope.items():
+        full = f"{tiny.arch}.rope.scaling.{key}"
+        if isinstance(value, str):
+            writer.add_string(full, value)
+        elif isinstance(value, int):
+            writer.add_uint32(full, value)
+        else:
+            writer.add_float32(full, value)
+    add_vocabulary(writer, tiny.n_vocab)
+    every = dict(tensors)
+    if tiny.llama3_factor > 0:
+        every["rope_freqs.weight"] = llama3_factors(tiny)
+    all_shapes = shapes(tiny)
+    for name, value in every.items():
+        if isinstance(value, tuple):
+            raw, kind = value
+            writer.add_tensor(name, np.frombuffer(raw, np.uint8).reshape(all_shapes[name][0], -1), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def add_vocabulary(writer: gguf.GGUFWriter, n_vocab: int) -> None:
+    """A byte-level vocabulary without merges: printable single characters, then numbered control tokens."""
+    characters = [chr(c) for c in range(33, 127)][: n_vocab - 2]
+    tokens = [*characters, *(f"<|{i}|>" for i in range(n_vocab - len(characters) - 1)), "<|end|>"]
+    kinds = [1] * len(characters) + [3] * (n_vocab - len(characters))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges([])
+    writer.add_eos_token_id(n_vocab - 1)

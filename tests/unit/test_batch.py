@@ -1,0 +1,46 @@
+"""Batch composition: bounded, fair, decode first."""
+
+import hypothesis.strategies as st
+from hypothesis import given
+
+from actors.runner.batch import Share, Waiting, compose
+
+
+def test_decoding_sequences_come_before_prompts() -> None:
+    shares, _ = compose([Waiting(1, 100), Waiting(2, 1), Waiting(3, 1)], n_batch=10, start=0)
+    assert shares == [Share(2, 1, is_last=True), Share(3, 1, is_last=True), Share(1, 8, is_last=False)]
+
+
+def test_a_prompt_that_fits_asks_for_its_logits() -> None:
+    assert compose([Waiting(1, 5)], n_batch=8, start=0)[0] == [Share(1, 5, is_last=True)]
+
+
+def test_prompts_take_turns_when_one_fills_a_batch() -> None:
+    waiting = [Waiting(1, 100), Waiting(2, 100), Waiting(3, 100)]
+    served: list[int] = []
+    start = 0
+    for _ in range(6):
+        shares, start = compose(waiting, n_batch=10, start=start)
+        served += [share.seq_id for share in shares]
+    assert served == [1, 2, 3, 1, 2, 3]
+
+
+waiting_lists = st.lists(st.integers(1, 50), max_size=12).map(
+    lambda ns: [Waiting(seq_id, n) for seq_id, n in enumerate(ns)]
+)
+
+
+@given(waiting_lists, st.integers(1, 40), st.integers(0, 20))
+def test_a_batch_is_full_or_takes_everything(waiting: list[Waiting], n_batch: int, start: int) -> None:
+    shares, _ = compose(waiting, n_batch, start)
+    total = sum(share.n_inputs for share in shares)
+    assert total == min(n_batch, sum(w.n_pending for w in waiting))
+    assert len({share.seq_id for share in shares}) == len(shares)
+
+
+@given(waiting_lists, st.integers(1, 40), st.integers(0, 20))
+def test_nobody_gets_more_than_it_has(waiting: list[Waiting], n_batch: int, start: int) -> None:
+    pending = {w.seq_id: w.n_pending for w in waiting}
+    for share in compose(waiting, n_batch, start)[0]:
+        assert 0 < share.n_inputs <= pending[share.seq_id]
+        assert share.is_last == (share.n_inputs == pending[share.seq_id])

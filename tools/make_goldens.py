@@ -1,0 +1,119 @@
+"""Make tests/golden/<variant>.json: logits of the tiny seeded models by `transformers`.
+
+    python tools/make_goldens.py            (needs torch and transformers)
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.golden import tiny as t  # noqa: E402  (found through the path set above)
+
+CLASSES = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+}
+NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+
+
+def rope_parameters(tiny: t.Tiny) -> dict[str, object]:
+    """The variant in the words of `transformers`."""
+    found: dict[str, object] = {"rope_type": tiny.rope.get("type", "default"), "rope_theta": tiny.rope_base}
+    if "factor" in tiny.rope:
+        found["factor"] = tiny.rope["factor"]
+    if "original_context_length" in tiny.rope:
+        found["original_max_position_embeddings"] = tiny.rope["original_context_length"]
+    if tiny.llama3_factor > 0:
+        found |= {
+            "rope_type": "llama3",
+            "factor": tiny.llama3_factor,
+            "low_freq_factor": t.LLAMA3_LOW_FREQ_FACTOR,
+            "high_freq_factor": t.LLAMA3_HIGH_FREQ_FACTOR,
+            "original_max_position_embeddings": t.LLAMA3_ORIGINAL_CONTEXT,
+        }
+    return found
+
+
+def unpermute(weight: np.ndarray, n_head: int) -> np.ndarray:
+    """From GGUF's order of a llama file (neighbours turn together) to that of `transformers` (halves do)."""
+    n_out, n_in = weight.shape
+    return weight.reshape(n_head, n_out // n_head // 2, 2, n_in).swapaxes(1, 2).reshape(n_out, n_in)
+
+
+def state_dict(tiny: t.Tiny) -> dict[str, torch.Tensor]:
+    """The tiny model's weights under the names of `transformers`."""
+    found: dict[str, torch.Tensor] = {}
+    for name, value in t.weights(tiny).items():
+        stem, kind = name.rsplit(".", 1)
+        if stem.startswith("blk."):
+            _, layer, part = stem.split(".")
+            if tiny.arch == "llama" and part in ("attn_q", "attn_k"):
+                value = unpermute(value, tiny.n_head if part == "attn_q" else tiny.n_head_kv)
+            found[f"model.layers.{layer}.{NAMES[part]}.{kind}"] = torch.from_numpy(value.copy())
+        else:
+            found[f"{OUTER[stem]}.{kind}"] = torch.from_numpy(value)
+    if tiny.is_tied:
+        found["lm_head.weight"] = found["model.embed_tokens.weight"]
+    return found
+
+
+def logits(tiny: t.Tiny) -> np.ndarray:
+    """[n_tokens, n_vocab] f32 of the fixed prompt."""
+    make_config, make_model = CLASSES[tiny.arch]
+    config = make_config(
+        vocab_size=tiny.n_vocab,
+        hidden_size=tiny.n_embd,
+        intermediate_size=tiny.n_ff,
+        num_hidden_layers=tiny.n_layer,
+        num_attention_heads=tiny.n_head,
+        num_key_value_heads=tiny.n_head_kv,
+        head_dim=tiny.head_dim,
+        max_position_embeddings=t.N_CTX,
+        rms_norm_eps=t.EPS,
+        rope_parameters=rope_parameters(tiny),
+        tie_word_embeddings=tiny.is_tied,
+        attn_implementation="eager",
+    )
+    model = make_model(config).eval().to(torch.float32)
+    model.load_state_dict(state_dict(tiny), strict=True)
+    with torch.no_grad():
+        return model(torch.tensor([t.prompt(tiny)])).logits[0].numpy()
+
+
+def main() -> None:
+    """Write one file a variant."""
+    for name, tiny in t.VARIANTS.items():
+        made = {
+            "how": f"tools/make_goldens.py, transformers {transformers.__version__}, torch {torch.__version__}, float32",
+            "prompt": t.prompt(tiny),
+            "logits": [[float(f"{x:.7g}") for x in row] for row in logits(tiny)],
+        }
+        path = ROOT / "tests" / "golden" / f"{name}.json"
+        path.write_text(json.dumps(made) + "\n")
+        print(path.name, np.array(made["logits"]).std())
+
+
+if __name__ == "__main__":
+    main()
