@@ -19,7 +19,9 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 
 
-class Msg(msgspec.Struct, frozen=True, tag=True, tag_field="type", forbid_unknown_fields=True, omit_defaults=True):
+class Msg(
+    msgspec.Struct, frozen=True, tag=True, tag_field="type", forbid_unknown_fields=True, omit_defaults=True
+):
     """Base of everything that crosses a socket."""
 
 
@@ -81,7 +83,8 @@ class Devices(Msg, frozen=True):
 
 
 class SpawnRunner(Msg, frozen=True):
-    """Scheduler -> runner host: start a runner process.  Answered by one RunnerStarted when its socket answers."""
+    """Scheduler -> runner host: start a runner process.  Answered by one RunnerStarted when its socket
+    answers."""
 
     runner_id: str
 
@@ -95,13 +98,15 @@ class RunnerStarted(Msg, frozen=True):
 
 
 class StopRunner(Msg, frozen=True):
-    """Scheduler -> runner host: the stopping ladder (SIGTERM, wait, SIGKILL).  Answered by one RunnerExited."""
+    """Scheduler -> runner host: the stopping ladder (SIGTERM, wait, SIGKILL).  Answered by one
+    RunnerExited."""
 
     runner_id: str
 
 
 class WatchRunners(Msg, frozen=True):
-    """Scheduler -> runner host: one RunnerStarted for each living runner, then a RunnerExited for each death."""
+    """Scheduler -> runner host: one RunnerStarted for each living runner, then a RunnerExited for each
+    death."""
 
 
 class RunnerExited(Msg, frozen=True):
@@ -114,7 +119,8 @@ class RunnerExited(Msg, frozen=True):
 
 
 class Inspect(Msg, frozen=True):
-    """Gateway -> runner host: read a model file's header in a short-lived process.  Answered by one ModelInfo."""
+    """Gateway -> runner host: read a model file's header in a short-lived process.  Answered by one
+    ModelInfo."""
 
     path: str
 
@@ -251,7 +257,8 @@ class Acquire(Msg, frozen=True):
 
     model: ModelSpec
     options: LoadOptions
-    keep_alive_s: float | None = None  # after the last lease; negative: for ever; None: the runner's or default
+    # after the last lease; negative: for ever; None: what the model was loaded with, or the default
+    keep_alive_s: float | None = None
 
 
 class Queued(Msg, frozen=True):
@@ -271,7 +278,8 @@ class Lease(Msg, frozen=True):
 
 
 class Unload(Msg, frozen=True):
-    """Gateway or client -> scheduler: unload once idle, refuse nobody meanwhile.  The stream ends when accepted."""
+    """Gateway or client -> scheduler: unload once idle, refuse nobody meanwhile.  The stream ends when
+    accepted."""
 
     digest: str
 

@@ -1,4 +1,5 @@
-"""What a device must be able to do for a plan to run on it.  Satisfied by `reference` and `cpu`; later `sim`, `cuda`.
+"""What a device must be able to do for a plan to run on it.  Satisfied by `reference` and `cpu`; later
+`sim`, `cuda`.
 
 A backend is one device's memory and kernels.  It never allocates while a program runs: everything comes from
 buffers made by `allocate` before, whose sizes the plan knows.

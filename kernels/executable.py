@@ -10,7 +10,11 @@ from kernels.dtype import DType
 from kernels.ops.op import Array
 from kernels.tensor import Bounds, Sym, Tensor
 
-NUMPY_TYPES: Mapping[DType, type[np.generic]] = {DType.F32: np.float32, DType.F16: np.float16, DType.I32: np.int32}
+NUMPY_TYPES: Mapping[DType, type[np.generic]] = {
+    DType.F32: np.float32,
+    DType.F16: np.float16,
+    DType.I32: np.int32,
+}
 
 
 def view(memory: Bytes, tensor: Tensor, values: Bounds) -> Array:
@@ -36,7 +40,8 @@ class Executable:
         self._bounds = bounds
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Execute once.  inputs by name, C-contiguous, in the declared dtype; symbols take their sizes from them.
+        """Execute once.  inputs by name, C-contiguous, in the declared dtype; symbols take their sizes
+        from them.
 
         Returns views of the outputs that the next run overwrites.  ValueError names an input that is missing,
         too large or of another dtype.
@@ -62,5 +67,7 @@ class Executable:
             for dim, n in zip(tensor.shape, given.shape, strict=True):
                 expected = values.setdefault(dim.name, n) if isinstance(dim, Sym) else dim
                 if n != expected or (isinstance(dim, Sym) and n > self._bounds[dim.name]):
-                    raise ValueError(f"input {name}: {dim} is {n}, expected {expected}, bounds {dict(self._bounds)}")
+                    raise ValueError(
+                        f"input {name}: {dim} is {n}, expected {expected}, bounds {dict(self._bounds)}"
+                    )
         return values

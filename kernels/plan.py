@@ -47,7 +47,8 @@ class Step:
 class Plan:
     """Steps in order, and where each value lies in its device's arena.
 
-    `weights` are (tensor, device) pairs: a tied embedding is needed on two devices when input and output differ.
+    `weights` are (tensor, device) pairs: a tied embedding is needed on two devices when input and output
+    differ.
     """
 
     program: Program
@@ -79,7 +80,9 @@ class Plan:
         for tensor, offset in self.offsets.items():
             memory[tensor] = graphs[self.homes[tensor]][offset : offset + tensor.n_bytes(self.bounds)]
         segments = [
-            backends[device].bind(self._binding(device, [s.op for s in steps], memory, graphs[device], weights))
+            backends[device].bind(
+                self._binding(device, [s.op for s in steps], memory, graphs[device], weights)
+            )
             for device, steps in groupby(self.steps, key=lambda step: step.device)
         ]
         inputs = {name: (t, memory[t]) for name, t in self.program.inputs.items() if t in memory}
@@ -106,9 +109,11 @@ def plan(program: Program, placement: Placement, backends: Mapping[str, Backend]
     for step in placed:
         refusal = backends[step.device].refuses(step.op)
         if refusal is not None:
-            raise PlanError(f"{type(step.op).__name__} in layer {step.op.layer}: {step.device} says {refusal}")
+            raise PlanError(
+                f"{type(step.op).__name__} in layer {step.op.layer}: {step.device} says {refusal}"
+            )
     homes = {t: placement.device_of(t.layer) for t in program.states.values()}
-    homes |= {t: placement.input for t in program.inputs.values()}
+    homes |= dict.fromkeys(program.inputs.values(), placement.input)
     steps = _with_copies(placed, homes)
     weights = dict.fromkeys((t, s.device) for s in steps for t in s.op.reads if t.role is Role.WEIGHT)
     offsets, arena = _lay_out(program, steps, homes, backends, bounds)
@@ -167,7 +172,11 @@ def _lay_out(
     for tensor in sorted(lives, key=lambda t: -size[t]):
         device = homes[tensor]
         align = backends[device].alignment
-        rivals = [t for t in settled[device] if lives[t].start < lives[tensor].stop and lives[tensor].start < lives[t].stop]
+        rivals = [
+            t
+            for t in settled[device]
+            if lives[t].start < lives[tensor].stop and lives[tensor].start < lives[t].stop
+        ]
         offset = 0
         for rival in sorted(rivals, key=lambda t: offsets[t]):
             if offset + size[tensor] <= offsets[rival]:

@@ -10,7 +10,7 @@ reference backend interprets it, other backends compile it.
     done = program.build()
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -33,7 +33,8 @@ class ShapeError(ValueError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Program:
-    """Immutable: ops in order of execution, and every tensor by role.  `n_layer` is the output layer's index."""
+    """Immutable: ops in order of execution, and every tensor by role.  `n_layer` is the output layer's
+    index."""
 
     n_layer: int
     ops: tuple[Op, ...]
@@ -56,7 +57,7 @@ class ProgramBuilder:
         self._outputs: dict[str, Tensor] = {}
 
     @contextmanager
-    def in_layer(self, layer: int) -> Iterator[None]:
+    def in_layer(self, layer: int) -> Generator[None]:
         """Everything declared inside belongs to this layer: 0..n_layer-1, or n_layer for the output."""
         if not 0 <= layer <= self.n_layer:
             raise ShapeError(f"layer {layer} is outside 0..{self.n_layer}")
@@ -71,10 +72,14 @@ class ProgramBuilder:
         return self._declare(self._inputs, Tensor(name, shape, dtype, Role.INPUT, INPUT_LAYER))
 
     def weight(self, name: str, shape: tuple[int, ...], dtype: DType) -> Tensor:
-        """A tensor of the model file.  Asking again for the same name gives the same tensor (tied embeddings)."""
+        """A tensor of the model file.  Asking again for the same name gives the same tensor (tied
+        embeddings)."""
         known = self._weights.get(name)
         if known is not None:
-            _expect(known.shape == shape and known.dtype is dtype, f"{known} asked for again as {shape} {dtype.name}")
+            _expect(
+                known.shape == shape and known.dtype is dtype,
+                f"{known} asked for again as {shape} {dtype.name}",
+            )
             return known
         return self._declare(self._weights, Tensor(name, shape, dtype, Role.WEIGHT, self._layer))
 
@@ -98,13 +103,17 @@ class ProgramBuilder:
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `ops.norm.RmsNorm`."""
         width, chunk = _width(x), _width(weight)
-        _expect(weight.dtype is DType.F32 and len(weight.shape) == 1, f"rms_norm weight {weight} is not F32[k]")
+        _expect(
+            weight.dtype is DType.F32 and len(weight.shape) == 1, f"rms_norm weight {weight} is not F32[k]"
+        )
         _expect(width % chunk == 0 and eps > 0, f"rms_norm of {x} in chunks of {chunk}, eps {eps}")
         out = self._value("norm", x.shape)
         self._ops.append(RmsNorm(self._layer, x, weight, out, eps))
         return out
 
-    def matmul(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+    def matmul(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
+    ) -> Tensor:
         """See `ops.matmul.Matmul`."""
         _expect(len(weight.shape) == 2 and _width(x) == weight.shape[1], f"matmul of {x} with {weight}")
         shape = (x.shape[0], weight.shape[0])
@@ -135,7 +144,10 @@ class ProgramBuilder:
         rotation: Rotation | None,
     ) -> None:
         """See `ops.attention.StoreKV`."""
-        _expect(k.shape == v.shape and _width(k) == _width(k_state) == _width(v_state), f"store {k}, {v} in {k_state}")
+        _expect(
+            k.shape == v.shape and _width(k) == _width(k_state) == _width(v_state),
+            f"store {k}, {v} in {k_state}",
+        )
         op = StoreKV(self._layer, k, v, positions, cells, k_state, v_state, head_dim, rotation)
         self._ops.append(op)
 
@@ -155,10 +167,24 @@ class ProgramBuilder:
         softcap: float = 0.0,
     ) -> Tensor:
         """See `ops.attention.Attention`."""
-        _expect(_width(q) % _width(k_state) == 0 and _width(q) % head_dim == 0, f"attention of {q} over {k_state}")
+        _expect(
+            _width(q) % _width(k_state) == 0 and _width(q) % head_dim == 0, f"attention of {q} over {k_state}"
+        )
         out = self._value("attention", q.shape)
         op = Attention(
-            self._layer, q, k_state, v_state, tables, rows, n_visible, out, head_dim, page_size, scale, window, softcap
+            self._layer,
+            q,
+            k_state,
+            v_state,
+            tables,
+            rows,
+            n_visible,
+            out,
+            head_dim,
+            page_size,
+            scale,
+            window,
+            softcap,
         )
         self._ops.append(op)
         return out
@@ -173,7 +199,9 @@ class ProgramBuilder:
     def build(self) -> Program:
         """The finished program."""
         _expect(bool(self._outputs), "a program without outputs computes nothing")
-        return Program(self.n_layer, tuple(self._ops), self._inputs, self._weights, self._states, self._outputs)
+        return Program(
+            self.n_layer, tuple(self._ops), self._inputs, self._weights, self._states, self._outputs
+        )
 
     def _value(self, stem: str, shape: Shape) -> Tensor:
         return Tensor(f"{stem}.{len(self._ops)}", shape, DType.F32, Role.VALUE, self._layer)

@@ -136,9 +136,10 @@ class ReferenceSegment:
         store_kv_ref(k, v, positions, cells, *states, op.head_dim, op.rotation)
 
     def _attend(self, op: Attention, values: Bounds) -> None:
-        states = self._raw(op.k_state, values), self._raw(op.v_state, values)
-        indices = (self._i32(t, values) for t in (op.tables, op.rows, op.n_visible))
-        self._write(op.out, values, attention_ref(self._f32(op.q, values), *states, *indices, op))
+        k_state, v_state = self._raw(op.k_state, values), self._raw(op.v_state, values)
+        tables, rows, n_visible = (self._i32(t, values) for t in (op.tables, op.rows, op.n_visible))
+        q = self._f32(op.q, values)
+        self._write(op.out, values, attention_ref(q, k_state, v_state, tables, rows, n_visible, op))
 
     def _raw(self, tensor: Tensor, values: Bounds) -> Array:
         return view(self._binding.memory[tensor], tensor, values)

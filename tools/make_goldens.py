@@ -1,6 +1,6 @@
 """Make tests/golden/<variant>.json: logits of the tiny seeded models by `transformers`.
 
-    python tools/make_goldens.py            (needs torch and transformers)
+python tools/make_goldens.py            (needs torch and transformers)
 """
 
 import json
@@ -10,7 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -106,7 +113,7 @@ def main() -> None:
     """Write one file a variant."""
     for name, tiny in t.VARIANTS.items():
         made = {
-            "how": f"tools/make_goldens.py, transformers {transformers.__version__}, torch {torch.__version__}, float32",
+            "how": f"tools/make_goldens.py; transformers {transformers.__version__}, torch {torch.__version__}",
             "prompt": t.prompt(tiny),
             "logits": [[float(f"{x:.7g}") for x in row] for row in logits(tiny)],
         }

@@ -1,9 +1,10 @@
 """Attention over a paged cache: keys and values live in cells, cells in pages of `page_size`, and a table
-names the pages of each sequence in order.  arXiv:2309.06180 (paged attention), arXiv:2205.14135 (online softmax).
+names the pages of each sequence in order.  arXiv:2309.06180 (paged attention), arXiv:2205.14135 (online
+softmax).
 
 The i-th cell of sequence s is `tables[s, i // page_size] * page_size + i % page_size`.  A row sees the first
-`n_visible[row]` cells of its sequence (its own is the last), of them only the last `window + 1` when window > 0
-(BEHAVIOUR T7 counts a window without the row itself).
+`n_visible[row]` cells of its sequence (its own is the last), of them only the last `window + 1` when
+window > 0 (BEHAVIOUR T7 counts a window without the row itself).
 """
 
 from dataclasses import dataclass
@@ -67,7 +68,14 @@ class Attention(Op):
 
 
 def store_kv_ref(
-    k: F32, v: F32, positions: I32, cells: I32, k_state: Array, v_state: Array, head_dim: int, rotation: Rotation | None
+    k: F32,
+    v: F32,
+    positions: I32,
+    cells: I32,
+    k_state: Array,
+    v_state: Array,
+    head_dim: int,
+    rotation: Rotation | None,
 ) -> None:
     """Reference of `StoreKV`; changes k_state and v_state."""
     turned = rope_ref(k, positions, head_dim, rotation) if rotation is not None else k
@@ -75,10 +83,12 @@ def store_kv_ref(
     v_state[cells] = v.astype(v_state.dtype)
 
 
-def attention_ref(q: F32, k_state: Array, v_state: Array, tables: I32, rows: I32, n_visible: I32, op: Attention) -> F32:
+def attention_ref(
+    q: F32, k_state: Array, v_state: Array, tables: I32, rows: I32, n_visible: I32, op: Attention
+) -> F32:
     """Reference of `Attention`, softmax and sums in float64, one row at a time."""
     n_kv = k_state.shape[1] // op.head_dim
-    heads = q.astype(np.float64).reshape(q.shape[0], n_kv, -1, op.head_dim)
+    heads = q.astype(np.float64).reshape(q.shape[0], n_kv, q.shape[1] // n_kv // op.head_dim, op.head_dim)
     out = np.empty_like(heads)
     for row in range(q.shape[0]):
         n_seen = int(n_visible[row])

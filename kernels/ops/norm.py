@@ -24,6 +24,6 @@ class RmsNorm(Op):
 
 def rms_norm_ref(x: F32, weight: F32, eps: float) -> F32:
     """Reference of `RmsNorm`, in float64: a judge must not share the rounding of the judged."""
-    wide = x.astype(np.float64).reshape(x.shape[0], -1, weight.shape[0])
+    wide = x.astype(np.float64).reshape(x.shape[0], x.shape[1] // weight.shape[0], weight.shape[0])
     root = np.sqrt(np.mean(wide * wide, axis=-1, keepdims=True) + eps)
     return (wide / root * weight).astype(np.float32).reshape(x.shape)

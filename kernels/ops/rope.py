@@ -50,8 +50,10 @@ class Rope(Op):
 
 def rope_ref(x: F32, positions: I32, head_dim: int, rotation: Rotation) -> F32:
     """Reference of `Rope`, angles and products in float64."""
-    heads = x.astype(np.float64).reshape(x.shape[0], -1, head_dim)
-    angle = positions.astype(np.float64)[:, None] * np.asarray(rotation.inv_freq, np.float32).astype(np.float64)
+    heads = x.astype(np.float64).reshape(x.shape[0], x.shape[1] // head_dim, head_dim)
+    angle = positions.astype(np.float64)[:, None] * np.asarray(rotation.inv_freq, np.float32).astype(
+        np.float64
+    )
     cos, sin = (f(angle)[:, None, :] * rotation.magnitude for f in (np.cos, np.sin))
     half, n_rot = len(rotation.inv_freq), rotation.n_rot
     first = slice(0, n_rot, 2) if rotation.style == "norm" else slice(0, half)

@@ -24,11 +24,14 @@ SCALES: dict[Kind, tuple[int, int | None, float]] = {
 
 
 def random_blocks(kind: Kind, shape: tuple[int, int], std: float, rng: np.random.Generator) -> bytes:
-    """Random blocks of shape [n_rows, n_columns] whose dequantised values have about this standard deviation."""
+    """Random blocks of shape [n_rows, n_columns] whose dequantised values have about this standard
+    deviation."""
     n_columns, n_bytes = gguf.GGML_QUANT_SIZES[kind]
     raw = rng.integers(0, 256, (shape[0] * shape[1] // n_columns, n_bytes), np.uint8)
     if kind is Kind.MXFP4:
-        raw[:, 0] = 125 + round(np.log2(std))  # the values of a block have a deviation of about 4 scales' half
+        raw[:, 0] = 125 + round(
+            np.log2(std)
+        )  # the values of a block have a deviation of about 4 scales' half
         return raw.tobytes()
     _scale(raw, kind, 1.0, rng)
     unit = float(gguf.quants.dequantize(raw, kind).std())

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from actors.protocol import Sampling
 from actors.runner.cache.causal import CausalCache, Slot, n_pages_for
 from actors.runner.forward import Draw, Part, index_arrays
 from actors.runner.gguf.reader import GGUFFile
 from actors.runner.models.decoder import CacheShape
 from actors.runner.models.families import build_program
 from actors.runner.models.hparams import read_hparams
-from actors.protocol import Sampling
 from kernels.backend import Backend
 from kernels.dtype import DType
 from kernels.plan import Placement, plan
@@ -26,7 +26,9 @@ WANTED = Draw(Sampling(), (), 0, -1)
 class Bound:
     """A model file bound to one backend with room for four sequences of N_CTX."""
 
-    def __init__(self, path: Path, backend: Backend, cache_dtype: DType = DType.F32, n_batch: int = 64) -> None:
+    def __init__(
+        self, path: Path, backend: Backend, cache_dtype: DType = DType.F32, n_batch: int = 64
+    ) -> None:
         self.cache = CausalCache(n_pages_for(N_CTX, 4, PAGE_SIZE), PAGE_SIZE)
         file = GGUFFile.open(path)
         hparams = read_hparams(file)

@@ -1,5 +1,6 @@
 """Each family's logits agree with `transformers` in F32, and do not depend on how a prompt was cut."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def test_logits_agree_with_transformers(variant: str, model_path: Path, backend:
 def greedy(model: Bound, prompt: list[int], cuts: list[int], n_predict: int = 12) -> list[int]:
     slot = model.open()
     edges = [0, *cuts, len(prompt)]
-    for start, stop in zip(edges, edges[1:], strict=False):
+    logits = np.empty((0, 0), np.float32)
+    for start, stop in itertools.pairwise(edges):
         logits = model.feed((slot, prompt[start:stop]))
     tokens: list[int] = []
     for _ in range(n_predict):
@@ -52,11 +54,13 @@ def test_prompt_in_one_batch_in_chunks_and_token_by_token_give_the_same_tokens(
     prompt = t.prompt(t.VARIANTS[variant])
     model = Bound(model_path, backend)
     whole = greedy(model, prompt, [])
-    assert greedy(model, prompt, [5, 6, 17]) == whole
+    assert greedy(model, prompt, [5, 6, 11]) == whole
     assert greedy(model, prompt, list(range(1, len(prompt)))) == whole
 
 
-def test_a_sequence_does_not_depend_on_what_shares_its_batch(variant: str, model_path: Path, backend: Backend) -> None:
+def test_a_sequence_does_not_depend_on_what_shares_its_batch(
+    variant: str, model_path: Path, backend: Backend
+) -> None:
     prompt = t.prompt(t.VARIANTS[variant])
     model = Bound(model_path, backend)
     alone = model.feed((model.open(), prompt))[0]

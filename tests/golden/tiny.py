@@ -27,7 +27,7 @@ class Tiny:
     n_head_kv: int = 2
     head_dim: int = 16
     n_ff: int = 96
-    n_vocab: int = 96
+    n_vocab: int = 260
     n_layer: int = 2
     is_tied: bool = False
     rope_base: float = 10000.0
@@ -52,7 +52,7 @@ LLAMA3_HIGH_FREQ_FACTOR = 4.0
 LLAMA3_ORIGINAL_CONTEXT = 32
 
 
-def prompt(tiny: Tiny, n_tokens: int = 24) -> list[int]:
+def prompt(tiny: Tiny, n_tokens: int = 16) -> list[int]:
     """A fixed sequence of token ids."""
     return [(7 * i * i + 3 * i + tiny.seed) % tiny.n_vocab for i in range(n_tokens)]
 
@@ -85,7 +85,7 @@ def shapes(tiny: Tiny) -> dict[str, tuple[int, ...]]:
 
 
 def weights(tiny: Tiny) -> dict[str, F32]:
-    """Every tensor's values; the raw stream of Philox is fixed by its specification, whatever numpy's version."""
+    """Every tensor's values; the raw stream of Philox is the same in every version of numpy."""
     made: dict[str, F32] = {}
     for index, (name, shape) in enumerate(sorted(shapes(tiny).items())):
         n = math.prod(shape)
@@ -115,7 +115,9 @@ def llama3_factors(tiny: Tiny) -> F32:
     return np.array(factors, np.float32)
 
 
-def write(path: Path, tiny: Tiny, tensors: Mapping[str, F32 | tuple[bytes, gguf.GGMLQuantizationType]]) -> None:
+def write(
+    path: Path, tiny: Tiny, tensors: Mapping[str, F32 | tuple[bytes, gguf.GGMLQuantizationType]]
+) -> None:
     """A GGUF file of the model.  A tensor is F32 values, or raw blocks with their type."""
     writer = gguf.GGUFWriter(path, tiny.arch)
     writer.add_block_count(tiny.n_layer)
@@ -145,7 +147,9 @@ def write(path: Path, tiny: Tiny, tensors: Mapping[str, F32 | tuple[bytes, gguf.
     for name, value in every.items():
         if isinstance(value, tuple):
             raw, kind = value
-            writer.add_tensor(name, np.frombuffer(raw, np.uint8).reshape(all_shapes[name][0], -1), raw_dtype=kind)
+            writer.add_tensor(
+                name, np.frombuffer(raw, np.uint8).reshape(all_shapes[name][0], -1), raw_dtype=kind
+            )
         else:
             writer.add_tensor(name, value)
     writer.write_header_to_file()
@@ -155,13 +159,20 @@ def write(path: Path, tiny: Tiny, tensors: Mapping[str, F32 | tuple[bytes, gguf.
 
 
 def add_vocabulary(writer: gguf.GGUFWriter, n_vocab: int) -> None:
-    """A byte-level vocabulary without merges: printable single characters, then numbered control tokens."""
-    characters = [chr(c) for c in range(33, 127)][: n_vocab - 2]
-    tokens = [*characters, *(f"<|{i}|>" for i in range(n_vocab - len(characters) - 1)), "<|end|>"]
-    kinds = [1] * len(characters) + [3] * (n_vocab - len(characters))
+    """A byte-level vocabulary with one merge: a letter for each byte, a pair, then numbered control tokens."""
+    letters = byte_letters()
+    n_control = n_vocab - len(letters) - 2
+    tokens = [*letters, "ab", *(f"<|{i}|>" for i in range(n_control)), "<|end|>"]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
-    writer.add_token_types(kinds)
-    writer.add_token_merges([])
+    writer.add_token_types([1] * (len(letters) + 1) + [3] * (n_control + 1))
+    writer.add_token_merges(["a b"])
     writer.add_eos_token_id(n_vocab - 1)
+
+
+def byte_letters() -> list[str]:
+    """The letter of each byte in a byte-level vocabulary: itself where it prints, else one from 256 on."""
+    shown = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    hidden = (chr(256 + i) for i in range(256 - len(shown)))
+    return [chr(b) if b in shown else next(hidden) for b in range(256)]

@@ -32,7 +32,9 @@ def test_truncation_keeps_front_and_end(n_inputs: int) -> None:
 
 
 @given(st.integers(1, 64), st.integers(-1, 100), st.integers(0, 200))
-def test_truncation_never_exceeds_the_context_and_keeps_the_last_input(n_ctx: int, n_keep: int, n: int) -> None:
+def test_truncation_never_exceeds_the_context_and_keeps_the_last_input(
+    n_ctx: int, n_keep: int, n: int
+) -> None:
     cut = truncate(range(n), n_ctx, n_keep)
     assert len(cut) == min(n, n_ctx)
     assert not n or cut[-1] == n - 1

@@ -1,9 +1,9 @@
 """The causal cache: a pool of pages shared by all sequences of a model, with prefixes shared by reference.
 
-A page holds `page_size` cells.  A sequence's slot lists its pages in order; its logical history is kept by the
-engine, apart from these physical pages.  A full page is known by the digest of everything up to its end, so a
-new sequence that begins alike takes a reference instead of computing again.  A page without references keeps
-its content until its space is needed, least recently used first.
+A page holds `page_size` cells.  A sequence's slot lists its pages in order; its logical history is kept by
+the engine, apart from these physical pages.  A full page is known by the digest of everything up to its
+end, so a new sequence that begins alike takes a reference instead of computing again.  A page without
+references keeps its content until its space is needed, least recently used first.
 
 Nothing here touches device memory: programs read and write cells through the index arrays that `cells` and
 `tables` give.

@@ -33,10 +33,13 @@ class Hparams:
 
 
 def read_hparams(file: GGUFFile) -> Hparams:
-    """Sizes from `<arch>.*`; ModelError names a key that is missing, Unsupported what this build does not run."""
+    """Sizes from `<arch>.*`; ModelError names a key that is missing, Unsupported what this build does not
+    run."""
     arch = file.get_str("general.architecture")
     if file.get_int(f"{arch}.expert_count", 0) > 0:
-        raise Unsupported(f"{arch} with experts is not implemented", where=f"{file.name}: {arch}.expert_count")
+        raise Unsupported(
+            f"{arch} with experts is not implemented", where=f"{file.name}: {arch}.expert_count"
+        )
     n_embd = file.get_int(f"{arch}.embedding_length")
     n_head = file.get_int(f"{arch}.attention.head_count")
     head_dim = file.get_int(f"{arch}.attention.key_length", n_embd // n_head)

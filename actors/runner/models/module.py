@@ -44,10 +44,14 @@ class Weights:
         """The tensor of that name; ModelError when it is missing or shaped otherwise."""
         info = self._file.tensors.get(name)
         if info is None:
-            raise ModelError(f"tensor {name} is missing", where=self._file.name, mend="convert the model again")
+            raise ModelError(
+                f"tensor {name} is missing", where=self._file.name, mend="convert the model again"
+            )
         found = tuple(reversed(info.shape))
         if found != shape:
-            raise ModelError(f"tensor {name}: expected shape {list(shape)}, found {list(found)}", where=self._file.name)
+            raise ModelError(
+                f"tensor {name}: expected shape {list(shape)}, found {list(found)}", where=self._file.name
+            )
         self._left.discard(name)
         return self.builder.weight(name, shape, info.dtype)
 

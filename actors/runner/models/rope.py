@@ -9,13 +9,15 @@ from collections.abc import Sequence
 
 from actors.errors import Unsupported
 from actors.runner.gguf.reader import GGUFFile
-from kernels.ops.rope import Rotation, RopeStyle
+from kernels.ops.rope import RopeStyle, Rotation
 
 YARN_BETA_FAST = 32.0
 YARN_BETA_SLOW = 1.0
 
 
-def read_rotation(file: GGUFFile, arch: str, style: RopeStyle, head_dim: int, factors: Sequence[float] | None) -> Rotation:
+def read_rotation(
+    file: GGUFFile, arch: str, style: RopeStyle, head_dim: int, factors: Sequence[float] | None
+) -> Rotation:
     """The rotation that a file's `<arch>.rope.*` keys describe.
 
     factors [n_rot / 2]: the content of `rope_freqs.weight`, when there is one.  Unsupported names a scaling
@@ -50,7 +52,8 @@ def read_rotation(file: GGUFFile, arch: str, style: RopeStyle, head_dim: int, fa
 
 
 def yarn(plain: Sequence[float], base: float, n_rot: int, factor: float, n_ctx_orig: int) -> list[float]:
-    """Frequencies between interpolated and unchanged, by how often a pair turns within n_ctx_orig positions."""
+    """Frequencies between interpolated and unchanged, by how often a pair turns within n_ctx_orig
+    positions."""
 
     def pair_that_turns(n_times: float) -> float:
         return n_rot * math.log(n_ctx_orig / (n_times * 2 * math.pi)) / (2 * math.log(base))

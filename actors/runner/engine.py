@@ -1,0 +1,218 @@
+"""The loop that serves many sequences from one model.
+
+One task owns every sequence and the cache; it composes a batch, has the device's thread run it, and hands the
+drawn tokens out.  Nothing it does waits for a reader.  An error that is not one sequence's own goes up and
+ends
+the process: its last words are the traceback.
+"""
+
+import secrets
+from collections import deque
+from collections.abc import AsyncGenerator
+from collections.abc import Sequence as SequenceOf
+from contextlib import asynccontextmanager
+from functools import partial
+
+import msgspec
+import trio
+
+from actors.errors import ModelError, PeerGone, QueueFull, RequestError
+from actors.protocol import DoneReason, Generate
+from actors.runner.batch import Waiting, compose
+from actors.runner.cache.causal import CausalCache
+from actors.runner.context import n_discard, truncate
+from actors.runner.forward import Drawn, Part, forward, index_arrays
+from actors.runner.model import Model
+from actors.runner.output import Output
+from actors.runner.sequence import MAX_PREDICT_CONTEXTS, Sequence
+
+SEED_BITS = 63
+
+
+class Engine:
+    """Sequences of one committed model.  `run` serves until cancelled; `open` adds a sequence."""
+
+    def __init__(self, model: Model, max_queue: int) -> None:
+        self._model = model
+        self._max_queue = max_queue
+        self._cache = CausalCache(model.n_pages, model.page_size)
+        self._queue: deque[Sequence] = deque()  # bounded by max_queue
+        self._active: dict[int, Sequence] = {}  # bounded by the model's n_parallel
+        self._next_id = 1
+        self._start = 0
+        self._wake = trio.Event()
+        self._device = trio.CapacityLimiter(1)
+        self.stopped = trio.Event()
+        self.n_batches = 0
+        self.n_inputs = 0
+
+    def gauges(self) -> dict[str, float]:
+        """Counters for GetStats."""
+        return {
+            "sequences_active": len(self._active),
+            "sequences_queued": len(self._queue),
+            "cache_pages": self._cache.n_pages,
+            "cache_pages_held": self._cache.n_held,
+            "batches_total": self.n_batches,
+            "inputs_total": self.n_inputs,
+        }
+
+    @asynccontextmanager
+    async def open(self, request: Generate) -> AsyncGenerator[Sequence]:
+        """A sequence that is being served while the block runs; leaving the block cancels it.
+
+        RequestError for a prompt that is empty, unknown to the vocabulary or too long; QueueFull.
+        """
+        if len(self._queue) >= self._max_queue:
+            raise QueueFull("server busy, please try again.  maximum pending requests exceeded")
+        seq_id, self._next_id = self._next_id, self._next_id + 1
+        # tokenising a long text takes a while; the loop must not wait for it
+        sequence = await trio.to_thread.run_sync(self._sequence, request, seq_id)
+        self._queue.append(sequence)
+        self._wake.set()
+        try:
+            yield sequence
+        finally:
+            self._remove(sequence)
+
+    def resume(self) -> None:
+        """A reader took something: its sequence may run again."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Serve until cancelled; then `stopped` is set and every sequence has ended."""
+        try:
+            while True:
+                self._wake = trio.Event()
+                self._admit()
+                parts = self._next_parts()
+                if parts:
+                    await self._step(parts)
+                else:
+                    await self._wake.wait()
+        finally:
+            for sequence in (*self._active.values(), *self._queue):
+                sequence.fail(
+                    PeerGone("the model was unloaded", where="runner", mend="send the request again")
+                )
+            self.stopped.set()
+
+    async def _step(self, parts: SequenceOf[Part]) -> None:
+        sequences = {part.seq_id: self._active[part.seq_id] for part in parts}
+        inputs = index_arrays(parts, self._cache)
+        executable = self._model.executable(len(inputs["tokens"]), len(inputs["outputs"]))
+        work = partial(forward, executable, inputs, parts, self._model.tokenizer)
+        drawn = await trio.to_thread.run_sync(work, limiter=self._device)
+        self.n_batches += 1
+        self.n_inputs += len(inputs["tokens"])
+        by_id = {d.seq_id: d for d in drawn}
+        for part in parts:
+            sequence = sequences[part.seq_id]
+            if self._active.get(part.seq_id) is not sequence:
+                continue  # cancelled while the batch ran
+            self._cache.advance(part.slot, part.tokens)
+            if part.seq_id in by_id:
+                self._deliver(sequence, by_id[part.seq_id])
+
+    def _deliver(self, sequence: Sequence, drawn: Drawn) -> None:
+        if drawn.error:
+            sequence.fail(
+                ModelError(f"the model computed no usable probabilities: {drawn.error}", where="runner")
+            )
+        elif sequence.n_limit <= sequence.n_drawn:
+            sequence.end(DoneReason.LIMIT)  # nothing was to be predicted
+        else:
+            sequence.take(drawn, self._model.tokenizer.eog_ids)
+            if not sequence.is_done and len(sequence.history) > self._model.n_ctx:
+                self._make_room(sequence)
+        if sequence.is_done:
+            self._free(sequence)
+
+    def _make_room(self, sequence: Sequence) -> None:
+        """The context is full: stop, or drop the oldest half after n_keep and compute the rest again."""
+        request, n_ctx = sequence.request, self._model.n_ctx
+        if not request.shift:
+            sequence.end(DoneReason.CONTEXT)
+            return
+        n_keep = n_ctx - 1 if request.n_keep < 0 else min(request.n_keep, n_ctx - 1)
+        n_drop = n_discard(n_ctx, n_keep, n_ctx)
+        del sequence.history[n_keep : n_keep + n_drop]
+        self._free(sequence)
+        sequence.slot = self._cache.open(sequence.history)
+
+    def _next_parts(self) -> list[Part]:
+        runnable = {s.seq_id: s for s in self._active.values() if s.can_run}
+        waiting = [Waiting(s.seq_id, s.n_pending) for s in runnable.values()]
+        shares, self._start = compose(waiting, self._model.n_batch, self._start)
+        parts: list[Part] = []
+        for share in shares:
+            sequence = runnable[share.seq_id]
+            slot = sequence.slot
+            assert slot is not None
+            if not self._cache.extend(slot, share.n_inputs):
+                raise AssertionError("the pool holds n_ctx cells for each of n_parallel sequences")
+            tokens = sequence.history[slot.n_cells : slot.n_cells + share.n_inputs]
+            parts.append(Part(share.seq_id, slot, tokens, sequence.draw() if share.is_last else None))
+        return parts
+
+    def _admit(self) -> None:
+        """Give slots to the sequences that wait longest."""
+        while self._queue and len(self._active) < self._model.n_parallel:
+            sequence = self._queue.popleft()
+            sequence.slot = self._cache.open(sequence.history)
+            sequence.n_cached = sequence.slot.n_cells
+            sequence.start()
+            self._active[sequence.seq_id] = sequence
+
+    def _remove(self, sequence: Sequence) -> None:
+        """The reader is gone or satisfied; slot and place come back on every path."""
+        if sequence in self._queue:
+            self._queue.remove(sequence)
+        self._active.pop(sequence.seq_id, None)
+        self._free(sequence)
+        self._wake.set()
+
+    def _free(self, sequence: Sequence) -> None:
+        if sequence.slot is not None:
+            self._cache.release(sequence.slot)
+            sequence.slot = None
+
+    def _sequence(self, request: Generate, seq_id: int) -> Sequence:
+        """Tokenise, check and truncate a request; runs on a worker thread."""
+        tokenizer, n_ctx = self._model.tokenizer, self._model.n_ctx
+        prompt = request.prompt
+        tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        self._check(request, tokens)
+        kept = truncate(tokens, n_ctx, request.n_keep)
+        sampling = request.sampling
+        if sampling.seed < 0:
+            sampling = msgspec.structs.replace(sampling, seed=secrets.randbits(SEED_BITS))
+        limit = request.n_predict if request.n_predict >= 0 else MAX_PREDICT_CONTEXTS * n_ctx
+        output = Output(tokenizer, request.stop)
+        sequence = Sequence(
+            seq_id, request, sampling, kept, len(kept), len(tokens) - len(kept), limit, output
+        )
+        for token in request.resume:
+            output.push(token)  # what it gives was delivered before
+        sequence.n_drawn = len(request.resume)
+        sequence.history += request.resume
+        if len(sequence.history) > n_ctx:
+            sequence.history = truncate(sequence.history, n_ctx, request.n_keep)
+        return sequence
+
+    def _check(self, request: Generate, tokens: SequenceOf[int]) -> None:
+        n_ctx, n_vocab = self._model.n_ctx, self._model.n_vocab
+        if not tokens:
+            raise RequestError("the prompt is empty", where="runner", mend="send at least one token")
+        if "" in request.stop:
+            raise RequestError("a stop string is empty", where="stop", mend="leave it out")
+        worst = max((*tokens, *request.resume))
+        if worst >= n_vocab:
+            raise RequestError(f"token {worst} is outside the vocabulary of {n_vocab}", where="prompt")
+        if len(tokens) > n_ctx and not (request.truncate and request.shift):
+            raise RequestError(
+                f"the prompt is longer than the context length currently available: "
+                f"{len(tokens)} tokens, {n_ctx} fit",
+                where="prompt",
+                mend="raise num_ctx, shorten the prompt, or allow truncation",
+            )

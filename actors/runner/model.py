@@ -1,0 +1,224 @@
+"""A model in one process: sized, allocated, loaded, freed.
+
+`Model.open` reads the header and plans the worst case on the devices of a layout: that is `fit`, and it
+allocates nothing.  `allocate` takes the memory, `load` brings the tensor data into it (on the CPU: into the
+page cache, where the kernels use it in place), `close` gives everything back.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from actors.errors import Unsupported
+from actors.protocol import LayerPlacement, LoadOptions, MemoryReport, ModelSpec
+from actors.runner.cache.causal import PAGE_SIZE, n_pages_for
+from actors.runner.gguf.check import check_model
+from actors.runner.gguf.reader import GGUFFile
+from actors.runner.memory import Attempt, Sizes, memory_report, planned_overhead_bytes
+from actors.runner.models.decoder import CacheShape
+from actors.runner.models.families import build_program
+from actors.runner.models.hparams import Hparams, read_hparams
+from actors.runner.pages import resident_bytes, touch
+from actors.runner.tokenizer.tokenizer import Tokenizer
+from kernels.backend import Backend, Buffer, Bytes, OutOfMemory
+from kernels.dtype import DType
+from kernels.executable import Executable
+from kernels.plan import Placement, plan
+from kernels.tensor import N_OUTPUTS, N_PAGES, N_SEQS, N_TOKENS, Tensor
+
+DEFAULT_N_CTX = 4096
+DEFAULT_N_BATCH = 512
+KV_TYPES: Mapping[str, DType] = {"": DType.F16, "f16": DType.F16, "f32": DType.F32}
+READ_CHUNK_BYTES = 8 << 20  # between two looks at the cancel flag: a few milliseconds from a fast disk
+
+Progress = Callable[[int, int], None]  # done bytes, total bytes; raises to cancel
+
+
+@dataclass(slots=True)
+class Memory:
+    """What a model holds on its devices."""
+
+    graphs: dict[str, Buffer] = field(default_factory=dict[str, Buffer])
+    states: dict[str, Buffer] = field(default_factory=dict[str, Buffer])
+
+    def free(self) -> None:
+        """Give everything back."""
+        for buffer in (*self.graphs.values(), *self.states.values()):
+            buffer.free()
+        self.graphs, self.states = {}, {}
+
+
+class Model:
+    """One model and one layout; see the module's text for its life."""
+
+    def __init__(
+        self,
+        file: GGUFFile,
+        spec: ModelSpec,
+        options: LoadOptions,
+        backends: Mapping[str, Backend],
+        placement: Placement,
+    ) -> None:
+        self._file = file
+        self._backends = backends
+        self._memory = Memory()
+        self._executables: list[tuple[int, Executable]] = []
+        self._tokenizer: Tokenizer | None = None
+        self.spec = spec
+        self.options = options
+        self.hparams: Hparams = read_hparams(file)
+        self.n_ctx = min(options.n_ctx or DEFAULT_N_CTX, self.hparams.n_ctx_train)
+        self.n_batch = min(options.n_batch or DEFAULT_N_BATCH, self.n_ctx)
+        self.n_parallel = min(options.n_parallel or 1, self.n_batch)
+        self.page_size = PAGE_SIZE
+        self.n_pages = n_pages_for(self.n_ctx, self.n_parallel, self.page_size)
+        shape = CacheShape(self.n_pages * self.page_size, self.page_size, KV_TYPES[options.kv_type])
+        program = build_program(file, self.hparams, shape)
+        # the smaller plan first: decoding reuses memory that stays in the processor's cache
+        self._plans = [plan(program, placement, backends, self._bounds(n)) for n in self._buckets()]
+        self.attempt = Attempt(planned_overhead_bytes=planned_overhead_bytes(self.hparams.n_vocab))
+
+    @classmethod
+    def open(
+        cls,
+        spec: ModelSpec,
+        options: LoadOptions,
+        layers: tuple[LayerPlacement, ...],
+        backends: Mapping[str, Backend],
+    ) -> "Model":
+        """Read and plan.  ModelError for a bad file, Unsupported for a device or family that cannot run."""
+        file = GGUFFile.open(Path(spec.path))
+        try:
+            check_model(file)
+            n_layer = file.get_int(f"{file.get_str('general.architecture')}.block_count")
+            return cls(file, spec, options, backends, read_placement(layers, n_layer, backends))
+        except BaseException:
+            file.close()
+            raise
+
+    @property
+    def n_vocab(self) -> int:
+        """Tokens of the vocabulary."""
+        return self.hparams.n_vocab
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Built by `allocate`."""
+        assert self._tokenizer is not None, "the model is not allocated"
+        return self._tokenizer
+
+    def sizes(self) -> Sizes:
+        """Everything `memory_report` needs to know of the plans."""
+        return Sizes(
+            self.hparams.n_layer, self.n_ctx, self.hparams.n_ctx_train, self.n_batch, self.n_parallel
+        )
+
+    def report(self) -> MemoryReport:
+        """Planned beside measured, as far as the load has come."""
+        return memory_report(self.sizes(), self._plans, self._backends, self.attempt)
+
+    def allocate(self) -> bool:
+        """Take all memory of the layout.  False when a device refused: `report` says which; nothing stays
+        allocated."""
+        self._tokenizer = Tokenizer.from_metadata(self._file.metadata)
+        biggest = self._plans[-1]
+        try:
+            for tensor in biggest.program.states.values():
+                device = biggest.homes[tensor]
+                label = f"cache.{tensor.layer}"
+                self._memory.states[tensor.name] = self._take(device, tensor.n_bytes({}), label)
+            for device in self._used_devices():
+                n_bytes = max(p.graph_bytes[device] for p in self._plans)
+                self._memory.graphs[device] = self._take(device, n_bytes, "graph")
+        except OutOfMemory as exc:
+            self.attempt.fail(exc.device, exc.label, str(exc))
+            self._memory.free()
+            return False
+        self._bind()
+        return True
+
+    def load(self, progress: Progress) -> None:
+        """Bring all tensor data into memory; `progress` may raise to cancel."""
+        infos = sorted(self._file.tensors.values(), key=lambda info: info.offset)
+        total_bytes = sum(info.n_bytes for info in infos)
+        done_bytes = 0
+        for info in infos:
+            data = self._file.tensor_bytes(info.name)
+            for start in range(0, len(data), READ_CHUNK_BYTES):
+                progress(done_bytes, total_bytes)
+                chunk = data[start : start + READ_CHUNK_BYTES]
+                touch(chunk)
+                done_bytes += len(chunk)
+        progress(total_bytes, total_bytes)
+        self.attempt.resident = {
+            info.name: resident_bytes(self._file.tensor_bytes(info.name)) for info in infos
+        }
+
+    def executable(self, n_tokens: int, n_outputs: int) -> Executable:
+        """The smallest bound plan that takes this many rows."""
+        rows = max(n_tokens, n_outputs)
+        return next(executable for bound, executable in self._executables if rows <= bound)
+
+    def close(self) -> None:
+        """Free everything; a second call does nothing."""
+        self._executables = []
+        self._memory.free()
+        self._tokenizer = None
+        self._file.close()
+
+    def _take(self, device: str, n_bytes: int, label: str) -> Buffer:
+        buffer = self._backends[device].allocate(n_bytes, label)
+        self.attempt.measure(device, label, self._backends[device].round_up(n_bytes))
+        return buffer
+
+    def _bind(self) -> None:
+        graphs = {device: buffer.array for device, buffer in self._memory.graphs.items()}
+        states = {name: buffer.array for name, buffer in self._memory.states.items()}
+        for bound, one_plan in zip(self._buckets(), self._plans, strict=True):
+            weights = {(t.name, device): self._weight(t) for t, device in one_plan.weights}
+            self._executables.append((bound, one_plan.bind(self._backends, graphs, weights, states)))
+
+    def _weight(self, tensor: Tensor) -> Bytes:
+        """The tensor's bytes where they lie in the mapped file; devices with memory of their own copy
+        them."""
+        return np.frombuffer(self._file.tensor_bytes(tensor.name), np.uint8)
+
+    def _used_devices(self) -> list[str]:
+        return [d for d in self._backends if any(p.graph_bytes[d] for p in self._plans)]
+
+    def _buckets(self) -> list[int]:
+        """Rows of each plan: a decode batch, a full prompt batch."""
+        return sorted({self.n_parallel, self.n_batch})
+
+    def _bounds(self, n_tokens: int) -> dict[str, int]:
+        pages = -(-self.n_ctx // self.page_size)
+        outputs = min(self.n_parallel, n_tokens)
+        return {
+            N_TOKENS.name: n_tokens,
+            N_OUTPUTS.name: outputs,
+            N_SEQS.name: outputs,
+            N_PAGES.name: pages,
+        }
+
+
+def read_placement(
+    layers: tuple[LayerPlacement, ...], n_layer: int, backends: Mapping[str, Backend]
+) -> Placement:
+    """The placement a message describes; layers nobody names stay on the host.  Unsupported names a
+    device."""
+    host = next(iter(backends))
+    of_layer = [host] * (n_layer + 1)
+    for part in layers:
+        if part.device not in backends:
+            raise Unsupported(
+                f"this runner cannot use device {part.device!r}",
+                where="placement",
+                mend=f"place layers on {', '.join(backends)}",
+            )
+        for layer in part.layers:
+            if not 0 <= layer <= n_layer:
+                raise Unsupported(f"layer {layer} is outside 0..{n_layer}", where="placement")
+            of_layer[layer] = part.device
+    return Placement(tuple(of_layer), host)

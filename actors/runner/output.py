@@ -1,0 +1,72 @@
+"""From sampled tokens to text that can be sent: holds what may still change, cuts at stop strings.
+
+Chunks carry the tokens behind their text, so that a stream can be resumed on another runner: replaying the
+tokens of all chunks sent so far reproduces exactly this object's state.
+"""
+
+from dataclasses import dataclass
+
+from actors.protocol import Chunk, Logprob
+from actors.runner.tokenizer.stop import StopMatcher
+from actors.runner.tokenizer.stream import TextStream
+from actors.runner.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass(slots=True)
+class Held:
+    """A token whose text has not been sent in full; `start` counts characters of the whole answer."""
+
+    token: int
+    start: int
+    logprob: Logprob | None
+
+
+class Output:
+    """The answer of one sequence, as far as it is known; `stop_string` is the one that ended it."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
+        self.stop_string = ""
+        self._tokenizer = tokenizer
+        self._matcher = StopMatcher(stop)
+        self._bytes = TextStream()
+        self._held: list[Held] = []
+        self._n_decoded = 0  # characters decoded from whole UTF-8 sequences
+        self._n_sent = 0
+
+    def push(self, token: int, logprob: Logprob | None = None) -> Chunk | None:
+        """Add a token; gives what can be sent now.  Once `stop_string` is set the answer has ended."""
+        self._held.append(Held(token, self._n_decoded, logprob))
+        decoded = self._bytes.push(self._tokenizer.piece(token))
+        self._n_decoded += len(decoded)
+        return self._match(decoded)
+
+    def flush(self) -> Chunk | None:
+        """The answer has ended: everything held is sent."""
+        if self.stop_string:
+            return None
+        rest = self._bytes.flush()
+        self._n_decoded += len(rest)
+        chunk = self._match(rest)
+        text = (chunk.text if chunk else "") + ("" if self.stop_string else self._matcher.flush())
+        entries = (chunk.logprobs if chunk else ()) + self._take_logprobs()
+        tokens = (chunk.tokens if chunk else ()) + self._take_tokens()
+        return Chunk(text, tokens, entries) if text or tokens else None
+
+    def _match(self, decoded: str) -> Chunk | None:
+        text = self._matcher.push(decoded)
+        self._n_sent += len(text)
+        if self._matcher.found is not None:
+            self.stop_string = self._matcher.found
+            self._held = [held for held in self._held if held.start < self._n_sent]
+        elif not text:
+            return None
+        entries, tokens = self._take_logprobs(), self._take_tokens()
+        return Chunk(text, tokens, entries) if text or tokens else None
+
+    def _take_logprobs(self) -> tuple[Logprob, ...]:
+        return tuple(held.logprob for held in self._held if held.logprob is not None)
+
+    def _take_tokens(self) -> tuple[int, ...]:
+        tokens = tuple(held.token for held in self._held)
+        self._held = []
+        return tokens

@@ -1,0 +1,223 @@
+"""The runner actor: one model, loaded by steps that the scheduler asks for, then served.
+
+    empty --Alloc--> allocated --Commit--> ready --Close--> empty
+
+Fit can be asked at any time and changes nothing.  A load is one conversation at a time; generating needs
+`ready`.
+"""
+
+import enum
+import os
+from collections.abc import Mapping
+
+import trio
+
+from actors.actor import not_understood, stay_connected
+from actors.config import Config
+from actors.errors import RemoteProtocolError, RequestError
+from actors.link import Link, Replies
+from actors.protocol import (
+    Alloc,
+    Close,
+    Commit,
+    Detokenize,
+    Finished,
+    Fit,
+    Generate,
+    LoadProgress,
+    Register,
+    Request,
+    Text,
+    Tokenize,
+    Tokens,
+)
+from actors.runner.devices import open_backends
+from actors.runner.engine import Engine
+from actors.runner.model import Model
+
+PROGRESS_EVERY_BYTES = 64 << 20  # progress more often than this tells a person nothing
+
+
+class Phase(enum.Enum):
+    """What the runner holds."""
+
+    EMPTY = "empty"
+    ALLOCATED = "allocated"
+    READY = "ready"
+
+
+MOVES: Mapping[Phase, frozenset[Phase]] = {
+    Phase.EMPTY: frozenset({Phase.ALLOCATED}),
+    Phase.ALLOCATED: frozenset({Phase.READY, Phase.EMPTY}),
+    Phase.READY: frozenset({Phase.EMPTY}),
+}
+
+
+class Runner:
+    """See the module's text.  Satisfies `actors.actor.Service`."""
+
+    def __init__(self, config: Config, runner_id: str) -> None:
+        self._config = config
+        self._runner_id = runner_id
+        self._phase = Phase.EMPTY
+        self._model: Model | None = None
+        self._engine: Engine | None = None
+        self._loading = trio.Lock()
+        self._changed = trio.Event()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep registered with the scheduler and serve the model that is ready."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._register)
+            task_status.started()
+            while True:
+                changed, engine = self._changed, self._engine
+                async with trio.open_nursery() as serving_nursery:
+                    if engine is not None:
+                        serving_nursery.start_soon(engine.run)
+                    await changed.wait()
+                    serving_nursery.cancel_scope.cancel()
+
+    def gauges(self) -> dict[str, float]:
+        """Counters for GetStats."""
+        return self._engine.gauges() if self._engine is not None else {}
+
+    async def handle(self, request: Request, replies: Replies) -> None:
+        """Answer one request."""
+        match request:
+            case Fit():
+                model = await trio.to_thread.run_sync(self._open, request)
+                report = model.report()
+                model.close()
+                await replies.send(report)
+            case Alloc():
+                await self._alloc(request, replies)
+            case Commit():
+                await self._commit(replies)
+            case Close():
+                async with self._loading:
+                    await self._close()
+            case Generate():
+                await self._generate(request, replies)
+            case Tokenize():
+                model = self._ready_model()
+                tokens = model.tokenizer.encode(
+                    request.text, add_special=request.add_special, parse_special=request.parse_special
+                )
+                await replies.send(Tokens(tuple(tokens)))
+            case Detokenize():
+                await replies.send(Text(self._ready_model().tokenizer.decode(list(request.tokens))))
+            case _:
+                raise not_understood(request)
+
+    async def _alloc(self, request: Alloc, replies: Replies) -> None:
+        async with self._loading:
+            if self._phase is not Phase.EMPTY:
+                raise RequestError(
+                    f"this runner is {self._phase.value} already", where="alloc", mend="close first"
+                )
+            model = await trio.to_thread.run_sync(self._open, request)
+            if await trio.to_thread.run_sync(model.allocate):
+                self._model = model
+                self._move(Phase.ALLOCATED)
+                await replies.send(model.report())
+            else:
+                report = model.report()
+                model.close()
+                await replies.send(report)
+
+    async def _commit(self, replies: Replies) -> None:
+        async with self._loading:
+            model = self._model
+            if self._phase is not Phase.ALLOCATED or model is None:
+                raise RequestError(
+                    f"this runner is {self._phase.value}", where="commit", mend="alloc comes first"
+                )
+            progress, told = trio.open_memory_channel[LoadProgress](1)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._read, model, progress)
+                async with told:
+                    async for item in told:
+                        await replies.send(item)
+            self._engine = Engine(model, self._config.max_queue)
+            self._move(Phase.READY)
+            await replies.send(model.report())
+
+    async def _read(self, model: Model, progress: trio.MemorySendChannel[LoadProgress]) -> None:
+        """Load on a thread; the thread looks at cancellation and tells progress between two chunks."""
+        told_bytes = -PROGRESS_EVERY_BYTES
+
+        def tell(done_bytes: int, total_bytes: int) -> None:
+            nonlocal told_bytes
+            trio.from_thread.check_cancelled()
+            if done_bytes - told_bytes >= PROGRESS_EVERY_BYTES or done_bytes == total_bytes:
+                told_bytes = done_bytes
+                item = LoadProgress(phase="reading", done_bytes=done_bytes, total_bytes=total_bytes)
+                trio.from_thread.run(progress.send, item)
+
+        async with progress:
+            await trio.to_thread.run_sync(model.load, tell)
+
+    async def _generate(self, request: Generate, replies: Replies) -> None:
+        engine = self._engine
+        if engine is None:
+            raise RequestError(
+                f"this runner is {self._phase.value}", where="generate", mend="load a model first"
+            )
+        async with engine.open(request) as sequence:
+            while True:
+                item = await sequence.receive()
+                engine.resume()
+                await replies.send(item)
+                if isinstance(item, Finished):
+                    return
+
+    async def _register(self) -> None:
+        """Tell every scheduler that comes up what this runner holds; the open stream says that it lives."""
+
+        async def hold(link: Link) -> None:
+            ready = self._model if self._phase is Phase.READY else None
+            message = Register(
+                runner_id=self._runner_id,
+                pid=os.getpid(),
+                address=self._config.socket_address(f"runner-{self._runner_id}"),
+                model=ready.spec if ready else None,
+                options=ready.options if ready else None,
+                report=ready.report() if ready else None,
+            )
+            async with link.request(message) as stream:
+                async for item in stream:
+                    raise RemoteProtocolError(
+                        f"{type(item).__name__} is no answer to Register", where="scheduler"
+                    )
+
+        await stay_connected(self._config.socket_address("scheduler"), f"runner-{self._runner_id}", hold)
+
+    def _open(self, request: Fit | Alloc) -> Model:
+        backends = open_backends(self._config, request.options.n_thread)
+        return Model.open(request.model, request.options, request.placement, backends)
+
+    def _ready_model(self) -> Model:
+        if self._phase is not Phase.READY or self._model is None:
+            raise RequestError(
+                f"this runner is {self._phase.value}", where="runner", mend="load a model first"
+            )
+        return self._model
+
+    async def _close(self) -> None:
+        """The engine leaves its last batch before the memory under it goes."""
+        model, engine = self._model, self._engine
+        if model is None:
+            return
+        self._model = self._engine = None
+        self._move(Phase.EMPTY)
+        if engine is not None:
+            await engine.stopped.wait()
+        model.close()
+
+    def _move(self, phase: Phase) -> None:
+        if phase not in MOVES[self._phase]:
+            raise AssertionError(f"a runner does not go from {self._phase.value} to {phase.value}")
+        self._phase = phase
+        self._changed.set()
+        self._changed = trio.Event()

@@ -1,0 +1,365 @@
+// Vectors of kLanes floats and the few operations on them that differ between instruction sets.
+//
+// A file that includes this defines KERNEL_NS (a namespace of its own) and KERNEL_LANES (8 or 16), and may
+// define KERNEL_AVX2 or KERNEL_AVX512 when it is compiled with those instructions.  Without either, every
+// operation is plain C++ on the compiler's vector types: KERNEL_LANES 8 is the portable path, 16 is the
+// 512-bit path run on a machine that does not have it.
+//
+// Everything has internal linkage and no template of the standard library is used in the kernels: an inline
+// function that the linker shares between objects could carry one object's instructions into another.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#if defined(KERNEL_AVX2) || defined(KERNEL_AVX512)
+#include <immintrin.h>
+#define KERNEL_X86 1
+#endif
+
+#define KERNEL_INLINE static inline __attribute__((always_inline))
+
+namespace KERNEL_NS {
+namespace {
+
+constexpr int kLanes = KERNEL_LANES;
+
+typedef float F __attribute__((vector_size(4 * KERNEL_LANES)));
+typedef int32_t I __attribute__((vector_size(4 * KERNEL_LANES)));
+typedef int8_t S __attribute__((vector_size(KERNEL_LANES)));
+typedef uint8_t W __attribute__((vector_size(4 * KERNEL_LANES)));  // packed weights: 4 to a lane of F
+typedef double D __attribute__((vector_size(8 * KERNEL_LANES)));
+typedef float F8 __attribute__((vector_size(32)));
+typedef int32_t I8 __attribute__((vector_size(32)));
+typedef uint8_t B8 __attribute__((vector_size(8)));
+typedef uint8_t B16 __attribute__((vector_size(16)));
+typedef uint8_t B32 __attribute__((vector_size(32)));
+
+template <class V>
+KERNEL_INLINE V load(const void* p) {
+    V v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+template <class V>
+KERNEL_INLINE void store(void* p, V v) {
+    std::memcpy(p, &v, sizeof v);
+}
+
+template <class A>
+KERNEL_INLINE A least(A a, A b) {
+    return b < a ? b : a;
+}
+
+template <class A>
+KERNEL_INLINE A greatest(A a, A b) {
+    return a < b ? b : a;
+}
+
+// The first n lanes from memory, the rest zero.
+KERNEL_INLINE F load_part(const void* p, int64_t n) {
+    float lanes[kLanes] = {};
+    std::memcpy(lanes, p, static_cast<size_t>(n) * sizeof(float));
+    return load<F>(lanes);
+}
+
+KERNEL_INLINE void store_part(void* p, F v, int64_t n) {
+    float lanes[kLanes];
+    store(lanes, v);
+    std::memcpy(p, lanes, static_cast<size_t>(n) * sizeof(float));
+}
+
+KERNEL_INLINE F splat(float x) {
+#if defined(KERNEL_AVX512)
+    return _mm512_set1_ps(x);
+#elif defined(KERNEL_AVX2)
+    return _mm256_set1_ps(x);
+#else
+    F v;
+    for (int i = 0; i < kLanes; i++) v[i] = x;
+    return v;
+#endif
+}
+
+// a * b + c, rounded once where the instruction set can
+KERNEL_INLINE F fma(F a, F b, F c) {
+#if defined(KERNEL_AVX512)
+    return _mm512_fmadd_ps(a, b, c);
+#elif defined(KERNEL_AVX2)
+    return _mm256_fmadd_ps(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
+#if KERNEL_LANES != 8
+KERNEL_INLINE F8 fma(F8 a, F8 b, F8 c) {
+#if defined(KERNEL_X86)
+    return _mm256_fmadd_ps(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+#endif
+
+KERNEL_INLINE F select(I mask, F yes, F no) {
+    return (F)(((I)yes & mask) | ((I)no & ~mask));
+}
+
+KERNEL_INLINE F maximum(F a, F b) {
+    return select(a > b, a, b);
+}
+
+// Sums halves onto one another: the same order whatever surrounds it.
+KERNEL_INLINE float sum(F8 v) {
+    float x[8];
+    store(x, v);
+    return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
+}
+
+#if KERNEL_LANES == 16
+KERNEL_INLINE float sum(F v) {
+    float x[16];
+    store(x, v);
+    return sum(load<F8>(x) + load<F8>(x + 8));
+}
+#endif
+
+KERNEL_INLINE float largest(F v) {
+    float x[kLanes];
+    store(x, v);
+    float top = x[0];
+    for (int i = 1; i < kLanes; i++) top = x[i] > top ? x[i] : top;
+    return top;
+}
+
+// ---- half precision, bfloat16
+
+KERNEL_INLINE float from_bits(uint32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+KERNEL_INLINE uint32_t to_bits(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+KERNEL_INLINE float half_to_float(uint16_t h) {
+#if defined(KERNEL_X86)
+    return _cvtsh_ss(h);
+#else
+    const uint32_t magnitude = h & 0x7fffu, sign = static_cast<uint32_t>(h & 0x8000u) << 16;
+    // multiplying by 2^112 moves the exponent's bias from 15 to 127 and makes subnormals right as well
+    uint32_t bits = to_bits(from_bits(magnitude << 13) * from_bits(0x77800000u));
+    if (magnitude >= 0x7c00u) bits = 0x7f800000u | (magnitude & 0x3ffu) << 13;
+    return from_bits(bits | sign);
+#endif
+}
+
+// Nearest half, ties to even; too large becomes infinity.
+KERNEL_INLINE uint16_t float_to_half(float x) {
+#if defined(KERNEL_X86)
+    return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT);
+#else
+    const uint32_t bits = to_bits(x), magnitude = bits & 0x7fffffffu;
+    const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
+    uint32_t half;
+    if (magnitude > 0x7f800000u) {
+        half = 0x7e00u;
+    } else if (magnitude >= 0x47800000u) {
+        half = 0x7c00u;
+    } else if (magnitude < 0x38800000u) {  // subnormal: let an addition do the rounding
+        half = to_bits(from_bits(magnitude) + 0.5f) - 0x3f000000u;
+    } else {
+        half = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - (112u << 23)) >> 13;
+    }
+    return static_cast<uint16_t>(half | sign);
+#endif
+}
+
+KERNEL_INLINE float load_half(const void* p) {
+    return half_to_float(load<uint16_t>(p));
+}
+
+// The elements of a row in one of the plain types, as floats.
+struct AsF32 {
+    static constexpr size_t kBytes = 4;
+    static F vector(const uint8_t* p) { return load<F>(p); }
+    static float scalar(const uint8_t* p) { return load<float>(p); }
+};
+
+struct AsF16 {
+    static constexpr size_t kBytes = 2;
+    static F vector(const uint8_t* p) {
+#if defined(KERNEL_AVX512)
+        return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(KERNEL_AVX2)
+        return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+        F v;
+        for (int i = 0; i < kLanes; i++) v[i] = load_half(p + 2 * i);
+        return v;
+#endif
+    }
+    static float scalar(const uint8_t* p) { return load_half(p); }
+};
+
+struct AsBF16 {
+    static constexpr size_t kBytes = 2;
+    static F vector(const uint8_t* p) {
+        typedef uint16_t H __attribute__((vector_size(2 * KERNEL_LANES)));
+        return (F)(__builtin_convertvector(load<H>(p), I) << 16);
+    }
+    static float scalar(const uint8_t* p) { return from_bits(static_cast<uint32_t>(load<uint16_t>(p)) << 16); }
+};
+
+template <class T>
+KERNEL_INLINE F load_part_as(const uint8_t* p, int64_t n) {
+    float lanes[kLanes] = {};
+    for (int64_t i = 0; i < n; i++) lanes[i] = T::scalar(p + T::kBytes * i);
+    return load<F>(lanes);
+}
+
+// ---- bytes
+
+KERNEL_INLINE B32 join(B16 low, B16 high) {
+#if defined(KERNEL_X86)
+    return (B32)_mm256_set_m128i((__m128i)high, (__m128i)low);
+#else
+    uint8_t bytes[32];
+    store(bytes, low);
+    store(bytes + 16, high);
+    return load<B32>(bytes);
+#endif
+}
+
+// table[index] for each byte, index in 0..15
+KERNEL_INLINE B16 look_up(B16 table, B16 index) {
+#if defined(KERNEL_X86)
+    return (B16)_mm_shuffle_epi8((__m128i)table, (__m128i)index);
+#else
+    uint8_t entries[16], at[16];
+    store(entries, table);
+    store(at, index);
+    for (int i = 0; i < 16; i++) at[i] = entries[at[i]];
+    return load<B16>(at);
+#endif
+}
+
+// Byte i is `value` where bit i is set, else 0.
+KERNEL_INLINE B32 spread_bits(uint32_t bits, uint8_t value) {
+#if defined(KERNEL_X86)
+    const __m256i source = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const __m256i mask = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201u));
+    const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int32_t>(bits)), source);
+    const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, mask), mask);
+    return (B32)_mm256_and_si256(set, _mm256_set1_epi8(static_cast<char>(value)));
+#else
+    uint8_t bytes[32];
+    for (int i = 0; i < 32; i++) bytes[i] = static_cast<uint8_t>((bits >> i & 1u) * value);
+    return load<B32>(bytes);
+#endif
+}
+
+// Lane i of the result: the sum of the products of bytes 4 i .. 4 i + 3, weights unsigned, at most 127.
+KERNEL_INLINE I dot_unsigned(W weights, const int8_t* x) {
+#if defined(KERNEL_AVX512)
+    return (I)_mm512_dpbusd_epi32(_mm512_setzero_si512(), (__m512i)weights, load<__m512i>(x));
+#elif defined(KERNEL_AVX2)
+    // 16-bit sums of two products do not saturate: 2 * 127 * 127 < 32768
+    const __m256i pairs = _mm256_maddubs_epi16((__m256i)weights, load<__m256i>(x));
+    return (I)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#else
+    uint8_t w[4 * kLanes];
+    int32_t lanes[kLanes];
+    store(w, weights);
+    for (int i = 0; i < kLanes; i++) {
+        lanes[i] = w[4 * i] * x[4 * i] + w[4 * i + 1] * x[4 * i + 1] + w[4 * i + 2] * x[4 * i + 2] +
+                   w[4 * i + 3] * x[4 * i + 3];
+    }
+    return load<I>(lanes);
+#endif
+}
+
+// As above with signed weights, and x in -127..127.
+KERNEL_INLINE I dot_signed(W weights, const int8_t* x) {
+#if defined(KERNEL_AVX512)
+    const __m512i w = (__m512i)weights, signed_x = load<__m512i>(x);
+    const __m512i flipped = _mm512_mask_sub_epi8(signed_x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), signed_x);
+    return (I)_mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_abs_epi8(w), flipped);
+#elif defined(KERNEL_AVX2)
+    // |w| <= 128, |x| <= 127: 2 * 128 * 127 < 32768
+    const __m256i w = (__m256i)weights;
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(load<__m256i>(x), w));
+    return (I)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#else
+    int8_t w[4 * kLanes];
+    int32_t lanes[kLanes];
+    store(w, weights);
+    for (int i = 0; i < kLanes; i++) {
+        lanes[i] = w[4 * i] * x[4 * i] + w[4 * i + 1] * x[4 * i + 1] + w[4 * i + 2] * x[4 * i + 2] +
+                   w[4 * i + 3] * x[4 * i + 3];
+    }
+    return load<I>(lanes);
+#endif
+}
+
+// scales[0] in lanes 0..7, scales[1] in lanes 8..15: one scale per 32 weights
+KERNEL_INLINE F spread_by_32(const float* scales) {
+#if defined(KERNEL_AVX512)
+    return _mm512_insertf32x8(_mm512_set1_ps(scales[0]), _mm256_set1_ps(scales[1]), 1);
+#elif defined(KERNEL_AVX2)
+    return _mm256_broadcast_ss(scales);
+#else
+    float lanes[kLanes];
+    for (int i = 0; i < kLanes; i++) lanes[i] = scales[i / 8];
+    return load<F>(lanes);
+#endif
+}
+
+// scales[i] in lanes 4 i .. 4 i + 3: one scale per 16 weights
+KERNEL_INLINE F spread_by_16(const float* scales) {
+#if defined(KERNEL_AVX512)
+    const __m512i source = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    return _mm512_permutexvar_ps(source, _mm512_castps128_ps512(_mm_loadu_ps(scales)));
+#elif defined(KERNEL_AVX2)
+    return _mm256_set_m128(_mm_broadcast_ss(scales + 1), _mm_broadcast_ss(scales));
+#else
+    float lanes[kLanes];
+    for (int i = 0; i < kLanes; i++) lanes[i] = scales[i / 4];
+    return load<F>(lanes);
+#endif
+}
+
+// ---- functions
+
+// Adding and subtracting this rounds to the nearest integer, ties to even, for |x| < 2^22.
+constexpr float kRound = 12582912.0f;
+
+// e^x to 2 ulp; overflows to infinity, underflows through subnormals to 0, keeps NaN.  Cephes expf's polynomial.
+KERNEL_INLINE F exp(F x) {
+    const F bounded = select(x < splat(-104.0f), splat(-104.0f), select(x > splat(89.5f), splat(89.5f), x));
+    const F safe = select(x == x, bounded, splat(0.0f));
+    const F n = (fma(safe, splat(1.44269504088896341f), splat(kRound))) - splat(kRound);
+    F r = fma(n, splat(-0.693359375f), safe);
+    r = fma(n, splat(2.12194440e-4f), r);
+    F p = splat(1.9875691500e-4f);
+    p = fma(p, r, splat(1.3981999507e-3f));
+    p = fma(p, r, splat(8.3334519073e-3f));
+    p = fma(p, r, splat(4.1665795894e-2f));
+    p = fma(p, r, splat(1.6666665459e-1f));
+    p = fma(p, r, splat(5.0000001201e-1f));
+    p = fma(p * r, r, r) + splat(1.0f);
+    // 2^n in two factors, since n = 128 and n = -149 have no exponent of their own
+    const I whole = __builtin_convertvector(n, I), first = whole >> 1;
+    const F result = p * (F)((first + 127) << 23) * (F)((whole - first + 127) << 23);
+    return select(x == x, result, x);
+}
+
+}  // namespace
+}  // namespace KERNEL_NS

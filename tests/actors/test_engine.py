@@ -1,0 +1,263 @@
+"""The engine on a tiny real model and the reference backend: streams, limits, cancellation, isolation."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trio
+import trio.testing
+
+from actors.errors import ModelError, PeerGone, QueueFull, RequestError
+from actors.protocol import Chunk, DoneReason, Finished, Generate, LoadOptions, ModelSpec, Sampling
+from actors.runner.engine import Engine
+from actors.runner.model import Model
+from actors.runner.sequence import Sequence
+from kernels.reference import ReferenceBackend
+from tests.golden import tiny as t
+
+TINY = t.VARIANTS["qwen3"]
+GREEDY = Sampling(temperature=0)
+PROMPT = tuple(t.prompt(TINY, 40))
+POISON = 5  # a token whose embedding is not a number
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    weights = t.weights(TINY)
+    weights["token_embd.weight"][POISON] = np.nan
+    path = tmp_path_factory.mktemp("engine") / "tiny.gguf"
+    t.write(path, TINY, weights)
+    return path
+
+
+def open_model(path: Path, n_ctx: int = 64, n_parallel: int = 2, n_batch: int = 16) -> Model:
+    spec = ModelSpec("tiny", "sha256:0", str(path), 0)
+    options = LoadOptions(n_ctx=n_ctx, n_parallel=n_parallel, n_batch=n_batch)
+    model = Model.open(spec, options, (), {"cpu": ReferenceBackend("cpu")})
+    assert model.allocate()
+    return model
+
+
+@asynccontextmanager
+async def engine_of(
+    path: Path, n_ctx: int = 64, n_parallel: int = 2, n_batch: int = 16, max_queue: int = 8
+) -> AsyncIterator[Engine]:
+    model = open_model(path, n_ctx, n_parallel, n_batch)
+    engine = Engine(model, max_queue)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(engine.run)
+        yield engine
+        nursery.cancel_scope.cancel()
+    model.close()
+
+
+async def drain(sequence: Sequence) -> None:
+    while await sequence.receive():
+        pass
+
+
+async def collect(engine: Engine, request: Generate) -> tuple[list[int], str, Finished]:
+    tokens: list[int] = []
+    text = ""
+    async with engine.open(request) as sequence:
+        while True:
+            item = await sequence.receive()
+            engine.resume()
+            if isinstance(item, Finished):
+                return tokens, text, item
+            tokens += item.tokens
+            text += item.text
+
+
+async def test_a_prompt_longer_than_a_batch_gives_the_tokens_of_one_large_batch(model_path: Path) -> None:
+    request = Generate(PROMPT, GREEDY, n_predict=12)
+    async with engine_of(model_path, n_batch=8) as small, engine_of(model_path, n_batch=64) as large:
+        assert (await collect(small, request))[0] == (await collect(large, request))[0]
+
+
+async def test_sequences_that_share_batches_give_the_tokens_they_give_alone(model_path: Path) -> None:
+    requests = [Generate(PROMPT[i:], GREEDY, n_predict=10) for i in range(5)]
+    async with engine_of(model_path, n_parallel=3) as engine:
+        alone = [(await collect(engine, request))[0] for request in requests]
+        together: dict[int, list[int]] = {}
+
+        async def one(i: int) -> None:
+            together[i] = (await collect(engine, requests[i]))[0]
+
+        async with trio.open_nursery() as nursery:
+            for i in range(len(requests)):
+                nursery.start_soon(one, i)
+    assert [together[i] for i in range(len(requests))] == alone
+
+
+async def test_counts_and_reason_say_what_happened(model_path: Path) -> None:
+    async with engine_of(model_path) as engine:
+        tokens, _, done = await collect(engine, Generate(PROMPT, GREEDY, n_predict=7))
+    assert (done.reason, done.prompt_tokens, done.predicted_tokens) == (DoneReason.LIMIT, len(PROMPT), 7)
+    assert done.context == (*PROMPT, *tokens)
+
+
+async def test_a_second_turn_computes_only_what_is_new(model_path: Path) -> None:
+    async with engine_of(model_path) as engine:
+        _, _, first = await collect(engine, Generate(PROMPT, GREEDY, n_predict=3))
+        _, _, second = await collect(engine, Generate((*first.context, 1, 2), GREEDY, n_predict=3))
+    assert second.prompt_tokens - second.cached_tokens < 32 + 2
+
+
+async def test_a_stop_string_ends_the_answer_and_does_not_leak(model_path: Path) -> None:
+    async with engine_of(model_path) as engine:
+        _, text, _ = await collect(engine, Generate(PROMPT, GREEDY, n_predict=20))
+        stop = text[3:5]
+        _, cut, done = await collect(engine, Generate(PROMPT, GREEDY, n_predict=20, stop=(stop,)))
+    assert cut == text[: text.index(stop)]
+    assert (done.reason, done.stop_string) == (DoneReason.STOP_STRING, stop)
+
+
+async def test_a_stop_string_completed_by_the_last_allowed_token_does_not_leak(model_path: Path) -> None:
+    async with engine_of(model_path) as engine:
+        _, text, _ = await collect(engine, Generate(PROMPT, GREEDY, n_predict=6))
+        _, cut, done = await collect(engine, Generate(PROMPT, GREEDY, n_predict=6, stop=(text[-2:],)))
+    assert text[-2:] not in cut
+    assert done.reason is DoneReason.STOP_STRING
+
+
+async def test_a_resumed_stream_continues_as_if_nothing_had_happened(model_path: Path) -> None:
+    sampling = Sampling(temperature=1.5, top_k=0, top_p=1.0, seed=7)
+    async with engine_of(model_path) as engine:
+        tokens, text, _ = await collect(engine, Generate(PROMPT, sampling, n_predict=16))
+    async with engine_of(model_path) as other:
+        request = Generate(PROMPT, sampling, n_predict=16, resume=tuple(tokens[:6]))
+        rest, rest_text, done = await collect(other, request)
+    assert tokens[:6] + rest == tokens
+    assert text.endswith(rest_text)
+    assert done.predicted_tokens == 10
+
+
+async def test_the_same_seed_gives_the_same_tokens_and_another_seed_others(model_path: Path) -> None:
+    async def sample(engine: Engine, seed: int) -> list[int]:
+        sampling = Sampling(temperature=1.5, top_k=0, top_p=1.0, seed=seed)
+        return (await collect(engine, Generate(PROMPT, sampling, n_predict=16)))[0]
+
+    async with engine_of(model_path) as engine:
+        assert await sample(engine, 1) == await sample(engine, 1)
+        assert await sample(engine, 1) != await sample(engine, 2)
+
+
+async def test_a_full_context_is_shifted_and_the_answer_goes_on(model_path: Path) -> None:
+    async with engine_of(model_path, n_ctx=48, n_parallel=1) as engine:
+        tokens, _, done = await collect(engine, Generate(PROMPT, GREEDY, n_predict=40, n_keep=4))
+    assert (done.reason, len(tokens)) == (DoneReason.LIMIT, 40)
+    assert done.context[:4] == PROMPT[:4]
+
+
+async def test_a_full_context_without_shift_ends_the_answer(model_path: Path) -> None:
+    async with engine_of(model_path, n_ctx=48, n_parallel=1) as engine:
+        tokens, _, done = await collect(engine, Generate(PROMPT, GREEDY, n_predict=40, shift=False))
+    assert done.reason is DoneReason.CONTEXT
+    assert len(PROMPT) + len(tokens) == 48 + 1
+
+
+async def test_a_prompt_over_the_context_is_cut_and_says_so(model_path: Path) -> None:
+    async with engine_of(model_path, n_ctx=32, n_parallel=1) as engine:
+        _, _, done = await collect(engine, Generate(PROMPT, GREEDY, n_predict=1, n_keep=4))
+    assert (done.prompt_tokens, done.dropped_tokens) == (32, 8)
+    assert done.context[:4] == PROMPT[:4]
+
+
+async def test_a_prompt_over_the_context_is_refused_with_the_numbers_when_it_may_not_be_cut(
+    model_path: Path,
+) -> None:
+    async with engine_of(model_path, n_ctx=32, n_parallel=1) as engine:
+        with pytest.raises(RequestError, match="40 tokens, 32 fit"):
+            await collect(engine, Generate(PROMPT, GREEDY, truncate=False))
+
+
+async def test_probabilities_that_are_no_numbers_fail_their_own_sequence_only(model_path: Path) -> None:
+    async with engine_of(model_path) as engine:
+        results: list[list[int]] = []
+
+        async def healthy() -> None:
+            results.append((await collect(engine, Generate(PROMPT, GREEDY, n_predict=10)))[0])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(healthy)
+            with pytest.raises(ModelError, match="no usable probabilities"):
+                await collect(engine, Generate((1, POISON), GREEDY, n_predict=10))
+    assert len(results[0]) == 10
+
+
+async def test_leaving_in_the_middle_of_a_prompt_gives_everything_back(model_path: Path) -> None:
+    async with engine_of(model_path, n_batch=4) as engine:
+        async with engine.open(Generate(PROMPT, GREEDY)):
+            await trio.testing.wait_all_tasks_blocked()
+        gauges = engine.gauges()
+        assert (gauges["sequences_active"], gauges["cache_pages_held"]) == (0, 0)
+        assert (await collect(engine, Generate(PROMPT, GREEDY, n_predict=2)))[2].predicted_tokens == 2
+
+
+async def test_a_reader_that_stops_pauses_its_own_sequence_only(model_path: Path) -> None:
+    request = Generate(PROMPT, GREEDY, n_predict=80)
+    async with engine_of(model_path, n_ctx=128) as engine, engine.open(request) as lazy:
+        _, _, done = await collect(engine, request)
+        assert done.predicted_tokens == 80
+        assert len(lazy.unsent) < 80
+        n_taken = 0
+        while not isinstance(item := await lazy.receive(), Finished):
+            engine.resume()
+            n_taken += len(item.tokens)
+        assert n_taken == 80
+
+
+async def test_more_sequences_than_the_queue_holds_are_refused(model_path: Path) -> None:
+    request = Generate(PROMPT, GREEDY)
+    async with engine_of(model_path, n_parallel=1, max_queue=1) as engine, engine.open(request) as running:
+        assert isinstance(await running.receive(), Chunk)
+        async with engine.open(request):
+            with pytest.raises(QueueFull, match="maximum pending requests exceeded"):
+                await collect(engine, request)
+
+
+async def test_stopping_the_engine_ends_every_sequence_with_an_error(model_path: Path) -> None:
+    model = open_model(model_path)
+    engine = Engine(model, max_queue=8)
+    async with trio.open_nursery() as nursery, engine.open(Generate(PROMPT, GREEDY)) as sequence:
+        nursery.start_soon(engine.run)
+        assert isinstance(await sequence.receive(), Chunk)
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await engine.stopped.wait()
+            with pytest.raises(PeerGone, match="unloaded"):
+                await drain(sequence)
+    model.close()
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        (Generate((), GREEDY), "the prompt is empty"),
+        (Generate((10_000,), GREEDY), "outside the vocabulary"),
+        (Generate((1,), GREEDY, stop=("",)), "empty"),
+    ],
+)
+async def test_an_impossible_request_is_refused_in_words(
+    model_path: Path, request_: Generate, said: str
+) -> None:
+    async with engine_of(model_path) as engine:
+        with pytest.raises(RequestError, match=said):
+            await collect(engine, request_)
+
+
+async def test_logprobs_come_one_a_token_in_falling_order(model_path: Path) -> None:
+    async with (
+        engine_of(model_path) as engine,
+        engine.open(Generate(PROMPT, GREEDY, n_predict=5, n_logprobs=3)) as sequence,
+    ):
+        entries = []
+        while isinstance(item := await sequence.receive(), Chunk):
+            entries += item.logprobs
+    assert len(entries) == 5
+    for entry in entries:
+        assert entry.chosen == entry.top[0]
+        assert [x.logprob for x in entry.top] == sorted((x.logprob for x in entry.top), reverse=True)

@@ -1,0 +1,163 @@
+"""One runner as a process of its own, driven over its socket: fit, alloc, commit, generate, close."""
+
+import os
+import shutil
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from actors.errors import ModelError, ModelNotFound, RequestError, RuntimeFault
+from actors.link import Link, connect
+from actors.protocol import (
+    Alloc,
+    Chunk,
+    Close,
+    Commit,
+    Detokenize,
+    Finished,
+    Fit,
+    Generate,
+    LayerPlacement,
+    LoadOptions,
+    LoadProgress,
+    MemoryReport,
+    ModelSpec,
+    Sampling,
+    Text,
+    Tokenize,
+    Tokens,
+)
+from tests.golden import tiny as t
+
+TINY = t.VARIANTS["llama"]
+OPTIONS = LoadOptions(n_ctx=64, n_batch=16, n_parallel=2, n_thread=1)
+CEILING_S = 60
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
+    path = tmp_path_factory.mktemp("runner") / "tiny.gguf"
+    t.write(path, TINY, t.weights(TINY))
+    return ModelSpec("tiny:latest", "sha256:0", str(path), path.stat().st_size)
+
+
+@asynccontextmanager
+async def runner(run_dir: Path) -> AsyncIterator[Link]:
+    """A link to a fresh runner process, which is ended and reaped afterwards."""
+    environ = os.environ | {"RUNTIME_RUN_DIR": str(run_dir)}
+    command = [sys.executable, "-m", "actors.runner", "--id", "t"]
+    async with trio.open_nursery() as nursery:
+        start = partial(trio.run_process, command, env=environ, check=False)
+        process: trio.Process = await nursery.start(start)
+        with trio.fail_after(CEILING_S):
+            while not await trio.Path(run_dir / "runner-t.sock").exists():
+                assert process.returncode is None, "the runner ended before it listened"
+                await trio.sleep(0.01)
+            async with connect(f"unix:{run_dir}/runner-t.sock", name="test") as link:
+                yield link
+        process.terminate()
+
+
+async def load(link: Link, spec: ModelSpec) -> tuple[list[LoadProgress], MemoryReport]:
+    await link.ask(Alloc(spec, OPTIONS, ()), MemoryReport)
+    progress: list[LoadProgress] = []
+    async with link.request(Commit()) as stream:
+        async for item in stream:
+            if isinstance(item, MemoryReport):
+                return progress, item
+            assert isinstance(item, LoadProgress)
+            progress.append(item)
+    raise AssertionError("a commit ends with a report")
+
+
+async def generate(link: Link, request: Generate) -> tuple[str, Finished]:
+    text = ""
+    async with link.request(request) as stream:
+        async for item in stream:
+            if isinstance(item, Finished):
+                return text, item
+            assert isinstance(item, Chunk)
+            text += item.text
+    raise AssertionError("an answer ends with Finished")
+
+
+async def test_a_model_is_sized_allocated_loaded_used_and_closed(tmp_path: Path, spec: ModelSpec) -> None:
+    async with runner(tmp_path) as link:
+        planned = await link.ask(Fit(spec, OPTIONS, ()), MemoryReport)
+        progress, measured = await load(link, spec)
+        assert progress[-1].done_bytes == progress[-1].total_bytes > 0
+        device = measured.devices[0]
+        assert [w.measured_bytes for w in device.weights] == [
+            w.planned_bytes for w in planned.devices[0].weights
+        ]
+        assert all(item.status == "allocated" for item in (*device.cache, device.graph))
+        text, done = await generate(link, Generate("hello", Sampling(temperature=0), n_predict=5))
+        assert done.predicted_tokens == 5
+        assert text
+        await close(link)
+        with pytest.raises(RequestError, match="empty"):
+            await generate(link, Generate("hello", Sampling()))
+
+
+async def close(link: Link) -> None:
+    async with link.request(Close()) as stream:
+        async for _ in stream:
+            raise AssertionError("closing answers nothing")
+
+
+async def test_a_closed_runner_can_load_again(tmp_path: Path, spec: ModelSpec) -> None:
+    async with runner(tmp_path) as link:
+        await load(link, spec)
+        first, _ = await generate(link, Generate("abc", Sampling(temperature=0), n_predict=5))
+        await close(link)
+        await load(link, spec)
+        second, _ = await generate(link, Generate("abc", Sampling(temperature=0), n_predict=5))
+    assert first == second
+
+
+async def test_text_becomes_tokens_and_text_again(tmp_path: Path, spec: ModelSpec) -> None:
+    async with runner(tmp_path) as link:
+        await load(link, spec)
+        tokens = await link.ask(Tokenize("abacus ½"), Tokens)
+        assert (await link.ask(Detokenize(tokens.tokens), Text)).text == "abacus ½"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "said"),
+    [
+        (lambda path: path.unlink(), ModelNotFound, "no such file|not found|does not exist"),
+        (lambda path: path.write_bytes(b"GGML" + bytes(40)), ModelError, "magic"),
+        (lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]), ModelError, ""),
+        (lambda path: path.write_bytes(path.read_bytes()[:8] + b"\xff" * 8 + bytes(64)), ModelError, ""),
+    ],
+    ids=["missing", "wrong magic", "cut short", "absurd count"],
+)
+async def test_a_bad_file_is_refused_and_the_runner_lives(
+    tmp_path: Path, spec: ModelSpec, spoil: Callable[[Path], object], error: type[RuntimeFault], said: str
+) -> None:
+    bad = Path(shutil.copy(spec.path, tmp_path / "bad.gguf"))
+    spoil(bad)
+    async with runner(tmp_path) as link:
+        with pytest.raises(error, match=said):
+            await link.ask(Fit(ModelSpec("bad", "", str(bad), 0), OPTIONS, ()), MemoryReport)
+        assert (await link.ask(Fit(spec, OPTIONS, ()), MemoryReport)).n_ctx == 64
+
+
+async def test_a_device_this_runner_cannot_use_is_refused_by_name(tmp_path: Path, spec: ModelSpec) -> None:
+    async with runner(tmp_path) as link:
+        with pytest.raises(RuntimeFault, match="GPU-7"):
+            await link.ask(Fit(spec, OPTIONS, (LayerPlacement("GPU-7", (0,)),)), MemoryReport)
+
+
+async def test_steps_out_of_order_are_refused(tmp_path: Path, spec: ModelSpec) -> None:
+    async with runner(tmp_path) as link:
+        with pytest.raises(RequestError, match="alloc comes first"):
+            await link.ask(Commit(), MemoryReport)
+        await link.ask(Alloc(spec, OPTIONS, ()), MemoryReport)
+        with pytest.raises(RequestError, match="allocated already"):
+            await link.ask(Alloc(spec, OPTIONS, ()), MemoryReport)

@@ -1,0 +1,138 @@
+"""Plans: values that live together share no bytes, splits over devices change nothing, fit is arithmetic."""
+
+import itertools
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from kernels.dtype import DType
+from kernels.ops.copy import Copy
+from kernels.ops.op import F32
+from kernels.ops.rope import Rotation
+from kernels.plan import Placement, Plan, plan
+from kernels.program import Program, ProgramBuilder, ShapeError
+from kernels.reference import ReferenceBackend
+from kernels.tensor import N_OUTPUTS, N_TOKENS, Role, Sym, shape_of
+
+BOUNDS = {"n_tokens": 7, "n_outputs": 2, "n_seqs": 1, "n_pages": 2}
+N_EMBD, N_VOCAB, PAGE = 8, 12, 4
+
+
+def tiny_program(n_layer: int) -> Program:
+    g = ProgramBuilder(n_layer)
+    tokens, positions, cells, rows, seen = (
+        g.input(n, (N_TOKENS,)) for n in ("tokens", "positions", "cells", "rows", "seen")
+    )
+    tables = g.input("tables", (Sym("n_seqs"), Sym("n_pages")))
+    outputs = g.input("outputs", (N_OUTPUTS,))
+    table = g.weight("embed", (N_VOCAB, N_EMBD), DType.F32)
+    x = g.rows(table, tokens)
+    rotation = Rotation("norm", (1.0, 0.1))
+    for layer in range(n_layer):
+        with g.in_layer(layer):
+            k_state, v_state = (g.state(f"{n}.{layer}", (2 * PAGE, 4), DType.F32) for n in "kv")
+            h = g.rms_norm(x, g.weight(f"norm.{layer}", (N_EMBD,), DType.F32), 1e-5)
+            q, k, v = (
+                g.matmul(h, g.weight(f"{n}.{layer}", (w, N_EMBD), DType.F32))
+                for n, w in (("q", 8), ("wk", 4), ("wv", 4))
+            )
+            g.store_kv(k, v, positions, cells, k_state, v_state, 4, rotation)
+            q = g.rope(q, positions, 4, rotation)
+            mixed = g.attention(
+                q, k_state, v_state, tables, rows, seen, head_dim=4, page_size=PAGE, scale=0.5
+            )
+            x = g.matmul(mixed, g.weight(f"o.{layer}", (N_EMBD, 8), DType.F32), residual=x)
+            x = g.swiglu(x, h)
+    with g.in_layer(n_layer):
+        g.output("logits", g.matmul(g.rows(x, outputs), table))
+    return g.build()
+
+
+def run(program: Program, placement: Placement, n_tokens: int = 5) -> F32:
+    backends = {name: ReferenceBackend(name) for name in dict.fromkeys((placement.input, *placement.layers))}
+    made = plan(program, placement, backends, BOUNDS)
+    rng = np.random.default_rng(1)
+    values = {
+        name: rng.standard_normal(shape_of(t.shape, {})).astype(np.float32)
+        for name, t in program.weights.items()
+    }
+    weights = {(t.name, device): values[t.name].view(np.uint8).reshape(-1) for t, device in made.weights}
+    states = {name: np.zeros(t.n_bytes({}), np.uint8) for name, t in program.states.items()}
+    graphs = {device: np.full(n, 0xFF, np.uint8) for device, n in made.graph_bytes.items()}  # NaNs
+    line = np.arange(n_tokens, dtype=np.int32)
+    inputs = {
+        **{
+            "tokens": line % N_VOCAB,
+            "positions": line,
+            "cells": (line + np.where(line < PAGE, PAGE, -PAGE)).astype(np.int32),
+        },
+        **{"rows": line * 0, "seen": line + 1, "tables": np.array([[1, 0]], np.int32)},
+        "outputs": np.array([n_tokens - 1], np.int32),
+    }
+    return made.bind(backends, graphs, weights, states).run(inputs)["logits"].astype(np.float32)
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from("abc"), min_size=4, max_size=4), st.sampled_from("abc"))
+def test_any_split_over_devices_gives_the_same_result(devices: list[str], home: str) -> None:
+    program = tiny_program(3)
+    alone = run(program, Placement(("a",) * 4, "a"))
+    assert np.array_equal(run(program, Placement(tuple(devices), home)), alone)
+
+
+def test_a_value_is_copied_once_to_each_device_that_reads_it() -> None:
+    program = tiny_program(2)
+    backends = {name: ReferenceBackend(name) for name in "ab"}
+    made = plan(program, Placement(("a", "b", "b"), "a"), backends, BOUNDS)
+    copied = [(step.op.x, step.device) for step in made.steps if isinstance(step.op, Copy)]
+    assert copied
+    assert len(set(copied)) == len(copied)
+
+
+def assert_no_overlap(made: Plan) -> None:
+    alive: dict[object, tuple[int, int]] = {}
+    for index, step in enumerate(made.steps):
+        for tensor in (*step.op.reads, *step.op.writes):
+            if tensor in made.offsets:
+                first, _ = alive.get(tensor, (-1 if tensor.role is Role.INPUT else index, index))
+                alive[tensor] = (first, index)
+    for tensor in made.program.outputs.values():
+        alive[tensor] = (alive[tensor][0], len(made.steps))
+    for a, b in itertools.combinations(made.offsets, 2):
+        if made.homes[a] == made.homes[b] and alive[a][0] <= alive[b][1] and alive[b][0] <= alive[a][1]:
+            start_a, start_b = made.offsets[a], made.offsets[b]
+            ends = start_a + a.n_bytes(BOUNDS), start_b + b.n_bytes(BOUNDS)
+            assert ends[0] <= start_b or ends[1] <= start_a, f"{a} and {b} share bytes"
+
+
+def test_values_that_live_together_share_no_byte_and_stay_inside_the_arena() -> None:
+    backends = {name: ReferenceBackend(name) for name in "ab"}
+    made = plan(tiny_program(4), Placement(("a", "b", "a", "b", "b"), "a"), backends, BOUNDS)
+    assert_no_overlap(made)
+    for tensor, offset in made.offsets.items():
+        assert offset % 64 == 0
+        assert offset + tensor.n_bytes(BOUNDS) <= made.arena_bytes[made.homes[tensor]]
+
+
+def test_more_layers_need_no_more_compute_buffer() -> None:
+    def graph_bytes(n_layer: int) -> int:
+        backends = {"a": ReferenceBackend("a")}
+        return plan(
+            tiny_program(n_layer), Placement(("a",) * (n_layer + 1), "a"), backends, BOUNDS
+        ).graph_bytes["a"]
+
+    assert graph_bytes(8) == graph_bytes(2)
+
+
+def test_an_input_that_does_not_fit_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="input tokens: n_tokens is 9"):
+        run(tiny_program(1), Placement(("a", "a"), "a"), n_tokens=9)
+
+
+def test_shapes_that_do_not_fit_are_refused_while_building() -> None:
+    g = ProgramBuilder(1)
+    x = g.rows(g.weight("embed", (4, 8), DType.F32), g.input("tokens", (N_TOKENS,)))
+    with pytest.raises(ShapeError, match="matmul"):
+        g.matmul(x, g.weight("w", (4, 9), DType.F32))
