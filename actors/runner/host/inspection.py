@@ -8,7 +8,7 @@ from functools import partial
 import msgspec
 import trio
 
-from actors.errors import ModelError, RuntimeFault
+from actors.errors import ModelError, RequestError, RuntimeFault
 from actors.faults import fault_from
 from actors.protocol import ErrorInfo, ModelInfo
 from actors.runner.host.child import Tail, child_environment, end, forward
@@ -20,6 +20,9 @@ READ_BYTES = 256 << 10
 
 async def inspect(command: Sequence[str], path: str) -> ModelInfo:
     """What the file at `path` says of itself.  Raises the reader's own fault, or ModelError."""
+    if not path.startswith("/"):
+        # also keeps a path from being read as an option
+        raise RequestError(f"{path[:200]} is not an absolute path", where="inspect")
     output, words = bytearray(), Tail()
     with trio.move_on_after(INSPECT_S):
         exit_code = await _read(command, path, output, words)

@@ -1,0 +1,162 @@
+"""The life of a model in memory.
+
+    LOADING ──► READY ──► EXPIRING ──► STOPPING ──► GONE
+       └───────────────────────────────────▲          ▲
+       any state ─────────────────────────────────────┘   (the runner died)
+
+READY serves; with leases it is busy, without it is idle and its keep-alive runs.  EXPIRING lets nobody new in
+and waits for the last lease; it never goes back, so a request that arrives meanwhile cannot undo an eviction
+that others wait for.  STOPPING waits for the process to end; GONE has ended.
+"""
+
+import copy
+import enum
+import math
+
+import trio
+
+from actors.errors import RuntimeFault
+from actors.protocol import LoadedModel, LoadOptions, LoadProgress, MemoryReport, ModelSpec
+
+
+class Life(enum.Enum):
+    """Where a model in memory is in its life."""
+
+    LOADING = "loading"
+    READY = "ready"
+    EXPIRING = "expiring"
+    STOPPING = "stopping"
+    GONE = "gone"
+
+
+MOVES = {
+    Life.LOADING: frozenset({Life.READY, Life.STOPPING, Life.GONE}),
+    Life.READY: frozenset({Life.EXPIRING, Life.GONE}),
+    Life.EXPIRING: frozenset({Life.STOPPING, Life.GONE}),
+    Life.STOPPING: frozenset({Life.GONE}),
+    Life.GONE: frozenset[Life](),
+}
+
+
+class Resident:
+    """A model in memory: its runner, its leases, its keep-alive.  Times are of one clock, in seconds."""
+
+    def __init__(self, model: ModelSpec, options: LoadOptions, runner_id: str, keep_alive_s: float) -> None:
+        self.model = model
+        self.options = options
+        self.runner_id = runner_id
+        self.keep_alive_s = keep_alive_s  # negative: for ever
+        self.pid = 0
+        self.address = ""
+        self.report: MemoryReport | None = None  # None until it is ready
+        self.progress = LoadProgress(phase="starting")
+        self.is_unwanted = False  # asked to unload while it loaded: expires as soon as it is ready
+        self.is_registered = False  # its Register stream is open
+        self.n_leases = 0
+        self.idle_since_s = 0.0
+        self.fault: RuntimeFault | None = None  # why it is gone, if it died
+        self.gone = trio.Event()
+        self._life = Life.LOADING
+
+    @property
+    def life(self) -> Life:
+        """Where it is in its life."""
+        return self._life
+
+    def move(self, to: Life) -> None:
+        """Take a step of MOVES; any other is a bug of the scheduler and raises RuntimeError."""
+        if to not in MOVES[self._life]:
+            raise RuntimeError(f"{self.model.name}: no move from {self._life.name} to {to.name}")
+        self._life = to
+        if to is Life.GONE:
+            self.gone.set()
+
+    def become_ready(self, report: MemoryReport, now_s: float) -> None:
+        """Loaded: `report` is what it holds."""
+        self.report = report
+        self.idle_since_s = now_s
+        self.move(Life.READY)
+
+    def lease(self, keep_alive_s: float | None) -> None:
+        """Let one user in; a keep-alive it brings replaces the one before."""
+        if self._life is not Life.READY:
+            raise RuntimeError(f"{self.model.name}: a lease while {self._life.name}")
+        self.n_leases += 1
+        if keep_alive_s is not None:
+            self.keep_alive_s = keep_alive_s
+
+    def release(self, now_s: float) -> None:
+        """One user leaves; the keep-alive starts when the last one does."""
+        self.n_leases -= 1
+        self.idle_since_s = now_s
+
+    @property
+    def is_idle(self) -> bool:
+        """Ready, and nobody uses it."""
+        return self._life is Life.READY and self.n_leases == 0
+
+    def expires_at_s(self) -> float:
+        """When an idle model's keep-alive ends; infinity while it is used, or kept for ever."""
+        if not self.is_idle or self.keep_alive_s < 0:
+            return math.inf
+        return self.idle_since_s + self.keep_alive_s
+
+    def expires_in_s(self, now_s: float) -> float | None:
+        """For listings: None never, 0 stopping.  While it is used, the keep-alive that will follow."""
+        if self._life in (Life.EXPIRING, Life.STOPPING, Life.GONE):
+            return 0.0
+        if self.keep_alive_s < 0:
+            return None
+        if self.n_leases or self._life is Life.LOADING:
+            return self.keep_alive_s
+        return max(0.0, self.idle_since_s + self.keep_alive_s - now_s)
+
+    def parting(self) -> RuntimeFault:
+        """A fresh copy of why it is gone: one exception object must not be raised in several tasks."""
+        if self.fault is None:
+            return RuntimeFault(
+                f"{self.model.name} was unloaded",
+                where="scheduler",
+                mend="send the request again: it loads anew",
+            )
+        return copy.copy(self.fault)
+
+    def listing(self, now_s: float) -> LoadedModel | None:
+        """As it stands in ListLoaded; None before its memory is known."""
+        if self.report is None or self._life is Life.GONE:
+            return None
+        return LoadedModel(
+            model=self.model,
+            options=self.options,
+            runner_id=self.runner_id,
+            runner_pid=self.pid,
+            report=self.report,
+            expires_in_s=self.expires_in_s(now_s),
+            n_leases=self.n_leases,
+            progress=self.progress if self._life is Life.LOADING else None,
+        )
+
+
+def serves(
+    options: LoadOptions, report: MemoryReport | None, wanted: LoadOptions, defaults: LoadOptions
+) -> bool:
+    """Whether a model loaded with `options` serves a request for `wanted`, or must be loaded anew.
+
+    Fields left open mean the defaults; an open context and an open number of GPU layers are content with
+    anything.  A context that was cut to the trained one is still the context that was asked for.
+    """
+    if wanted.n_ctx not in (0, options.n_ctx) and (
+        report is None or _n_ctx_of(wanted, report) != report.n_ctx
+    ):
+        return False
+    if wanted.n_gpu >= 0 and wanted.n_gpu != options.n_gpu:
+        return False
+    return all(
+        (getattr(options, field) or getattr(defaults, field))
+        == (getattr(wanted, field) or getattr(defaults, field))
+        for field in ("n_batch", "n_thread", "n_parallel", "kv_type")
+    )
+
+
+def _n_ctx_of(wanted: LoadOptions, report: MemoryReport) -> int:
+    return min(wanted.n_ctx, report.n_ctx_train) if report.n_ctx_train else wanted.n_ctx

@@ -1,0 +1,248 @@
+"""Carries out a load: spawn a runner, ask it to fit, alloc and commit as `layout.next_step` decides."""
+
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import trio
+
+from actors.errors import CapacityError, PeerGone, RemoteProtocolError, RuntimeFault
+from actors.link import Link, connect
+from actors.protocol import (
+    Alloc,
+    Close,
+    Commit,
+    Device,
+    Fit,
+    LoadOptions,
+    LoadPlan,
+    LoadProgress,
+    MemoryReport,
+    ModelSpec,
+    RunnerStarted,
+)
+from actors.scheduler.journal import Journal
+from actors.scheduler.layout import (
+    Accept,
+    Evict,
+    History,
+    Placement,
+    Policy,
+    Refuse,
+    Round,
+    Try,
+    next_step,
+)
+from actors.scheduler.ledger import Ledger
+from actors.scheduler.obituary import death_of
+from actors.scheduler.runners import Runners
+from actors.scheduler.sizes import size_text
+
+N_STEPS_MAX = 64  # of one round; layout's tests show that it ends well before
+CLOSE_S = 15.0  # unmapping a model takes milliseconds; a device may be slower
+
+Others = tuple[tuple[str, str], ...]  # (name, runner id) of the models that hold memory
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What every load needs of the scheduler."""
+
+    runners: Runners
+    ledger: Ledger
+    journal: Journal
+    stall_s: float  # silence longer than this kills a load
+
+
+@dataclass(slots=True)
+class Loading:
+    """One model on its way into one runner.  The caller stops the runner if this fails."""
+
+    means: Means
+    model: ModelSpec
+    options: LoadOptions
+    runner_id: str
+    others: Callable[[], Others]
+    on_progress: Callable[[LoadProgress], None] = lambda progress: None
+    on_sized: Callable[[MemoryReport], None] = lambda report: None
+    make_room: Callable[[Evict], Awaitable[None]] | None = None
+    started: RunnerStarted | None = None
+    _progress: LoadProgress = field(default_factory=lambda: LoadProgress(phase="starting"))
+    _devices: tuple[Device, ...] = ()  # as they were before this load took anything
+    _last_tried: Placement = ()
+
+    async def load(self) -> MemoryReport:
+        """Load the model; its measured report.
+
+        Raises CapacityError with the numbers, PeerGone with the runner's last words, whatever the runner
+        answered, or RuntimeFault after silence, naming phase and percentage.
+        """
+        return await self._with_runner(self._load)
+
+    async def plan(self) -> LoadPlan:
+        """The exact memory the load would take; allocates nothing and makes no room."""
+        return await self._with_runner(self._plan)
+
+    async def _with_runner(self, use: Callable[[Link], Awaitable[T]]) -> T:
+        self._advance(LoadProgress(phase="starting"))
+        self.started = await self.means.runners.spawn(self.runner_id)
+        try:
+            async with connect(self.started.address, name="scheduler") as link:
+                return await use(link)
+        except PeerGone as gone:
+            exited = await self.means.runners.exit_of(self.runner_id)
+            raise death_of(self.model.name, exited, f"while loading ({self.where()})") from gone
+
+    async def _load(self, link: Link) -> MemoryReport:
+        placement = await self._place(link)
+        self._advance(LoadProgress(phase="reading"))
+        report = await self._ask(link, Commit())
+        self.means.ledger.hold(self.runner_id, report, is_new=True)
+        self._note(
+            f"loaded on {', '.join(f'{part.device} ({len(part.layers)} layers)' for part in placement)}"
+        )
+        return report
+
+    async def _place(self, link: Link) -> Placement:
+        """Fit, make room while that helps, alloc; what follows is commit."""
+        ledger = self.means.ledger
+        while True:
+            # nothing placed means all on the CPU: tells how many layers there are and what each takes
+            step, report, policy = await self._round(link, Round.FIT, (), Policy(n_gpu=self.options.n_gpu))
+            if isinstance(step, Accept):
+                # promised from here on, so that nobody else counts on the same bytes
+                ledger.hold(self.runner_id, report, is_new=True)
+                step, report, _ = await self._round(link, Round.ALLOC, step.placement, policy)
+                if isinstance(step, Accept):
+                    ledger.hold(self.runner_id, report, is_new=True)
+                    return step.placement
+                await self._close(link)
+                ledger.drop(self.runner_id)
+            if isinstance(step, Refuse) or self.make_room is None:
+                raise self._refusal(step)
+            await self.make_room(step)
+
+    def _refusal(self, step: Evict | Refuse) -> CapacityError:
+        if isinstance(step, Refuse):
+            return CapacityError(step.message, where="scheduler.layout", mend=step.mend)
+        return CapacityError(step.reason, where="scheduler.layout", mend="unload other models first")
+
+    async def _plan(self, link: Link) -> LoadPlan:
+        devices = self.means.ledger.free()
+        step, report, _ = await self._round(link, Round.FIT, (), Policy(n_gpu=self.options.n_gpu))
+        placement = self._last_tried
+        match step:
+            case Accept():
+                placement, verdict = step.placement, f"fits: {step.reason}"
+            case Evict():
+                room = f"{step.device} lacks {size_text(step.shortage_bytes)}, which other models hold"
+                verdict = f"fits once others are unloaded: {step.reason}; {room}"
+            case Refuse():
+                verdict = f"does not fit: {step.message}; {step.mend}"
+        return LoadPlan(
+            report=report,
+            placement=placement,
+            devices=devices,
+            fits=isinstance(step, Accept),
+            verdict=verdict,
+        )
+
+    async def _round(
+        self, link: Link, round_: Round, placement: Placement, policy: Policy
+    ) -> tuple[Accept | Evict | Refuse, MemoryReport, Policy]:
+        """Ask until `next_step` is settled; the devices' figures are those from before the round."""
+        devices = self._devices if round_ is Round.ALLOC else self.means.ledger.free()
+        self._devices = devices
+        tried: tuple[Placement, ...] = ()
+        for _ in range(N_STEPS_MAX):
+            tried = (*tried, placement)
+            self._last_tried = placement
+            self._advance(LoadProgress(phase="fitting" if round_ is Round.FIT else "allocating"))
+            ask = Fit if round_ is Round.FIT else Alloc
+            report = await self._ask(link, ask(self.model, self.options, placement))
+            self.on_sized(report)
+            step = next_step(self._history(round_, tried, devices, policy), report)
+            self._note(f"{round_.value}: {type(step).__name__.lower()}: {_words(step)}")
+            if not isinstance(step, Try):
+                return step, report, policy
+            if round_ is Round.ALLOC and not report.failure:
+                await self._close(link)  # a runner allocates only when it holds nothing
+            placement, policy = step.placement, step.policy
+        raise AssertionError(f"{round_.value} of {self.model.name} did not settle in {N_STEPS_MAX} steps")
+
+    def _history(
+        self, round_: Round, tried: tuple[Placement, ...], devices: tuple[Device, ...], policy: Policy
+    ) -> History:
+        held = [(name, self.means.ledger.held_bytes(runner_id)) for name, runner_id in self.others()]
+        others = Counter[str]()
+        for _, by_device in held:
+            others.update(by_device)
+        return History(
+            name=self.model.name,
+            round=round_,
+            tried=tried,
+            devices=devices,
+            policy=policy,
+            others=others,
+            other_names=tuple((name, sum(by_device.values())) for name, by_device in held if by_device),
+        )
+
+    async def _ask(self, link: Link, request: Fit | Alloc | Commit) -> MemoryReport:
+        """The runner's report; every item it sends on the way puts the stall time-out off."""
+        with trio.CancelScope(deadline=trio.current_time() + self.means.stall_s) as silence:
+            async with link.request(request) as items:
+                async for item in items:
+                    silence.deadline = trio.current_time() + self.means.stall_s
+                    match item:
+                        case LoadProgress():
+                            self._advance(item)
+                        case MemoryReport():
+                            return item
+                        case _:
+                            break
+            raise RemoteProtocolError(
+                f"runner {self.runner_id} answered {type(request).__name__} without a MemoryReport",
+                where="scheduler.loading",
+            )
+        raise RuntimeFault(
+            f"loading {self.model.name} stalled: no progress for {self.means.stall_s:g} s ({self.where()})",
+            where="scheduler.loading",
+            mend="look at the disk the model is on, or raise OLLAMA_LOAD_TIMEOUT",
+        )
+
+    async def _close(self, link: Link) -> None:
+        with trio.move_on_after(CLOSE_S):
+            async with link.request(Close()) as items:
+                async for _ in items:
+                    continue
+            return
+        raise RuntimeFault(
+            f"runner {self.runner_id} did not close within {CLOSE_S:.0f} s", where="scheduler.loading"
+        )
+
+    def where(self) -> str:
+        """Phase and percentage, as errors name them."""
+        progress = self._progress
+        if progress.total_bytes == 0:
+            return f"{progress.phase}"
+        return f"{progress.phase}, {100 * progress.done_bytes / progress.total_bytes:.0f} %"
+
+    def _advance(self, progress: LoadProgress) -> None:
+        self._progress = progress
+        self.on_progress(progress)
+
+    def _note(self, decision: str) -> None:
+        self.means.journal.note(f"{self.model.name} [{self.runner_id}] {decision}")
+
+
+def _words(step: Accept | Evict | Refuse | Try) -> str:
+    match step:
+        case Evict():
+            return f"{step.reason}; {step.device} lacks {size_text(step.shortage_bytes)}"
+        case Refuse():
+            return f"{step.message}; {step.mend}"
+        case Accept() | Try():
+            return step.reason

@@ -1,0 +1,149 @@
+"""The scheduler actor: which models are in memory, where, for whom, and for how long."""
+
+import trio
+
+from actors.actor import not_understood, stay_connected
+from actors.config import Config
+from actors.link import Link, Replies
+from actors.protocol import (
+    Acquire,
+    Devices,
+    Explain,
+    Explanation,
+    Lease,
+    ListLoaded,
+    Loaded,
+    LoadOptions,
+    PlanLoad,
+    Register,
+    Request,
+    RunnerExited,
+    SubscribeDevices,
+    Unload,
+)
+from actors.scheduler.adoption import Adoption
+from actors.scheduler.changes import Changes
+from actors.scheduler.dispatch import Dispatcher
+from actors.scheduler.journal import Journal
+from actors.scheduler.ledger import Ledger
+from actors.scheduler.life import Life, Resident
+from actors.scheduler.loading import Means
+from actors.scheduler.queue import Waiter
+from actors.scheduler.residents import Residents
+from actors.scheduler.runners import Runners, stall_s
+
+
+class Scheduler:
+    """Satisfies `actors.actor.Service`."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._changes = Changes()
+        self._journal = Journal()
+        self._ledger = Ledger()
+        self._runners = Runners(
+            config.socket_address("host"),
+            on_exit=self._runner_exited,
+            on_known=self._host_is_back,
+        )
+        self._residents = Residents(self._runners, self._ledger, self._journal, self._changes)
+        means = Means(self._runners, self._ledger, self._journal, stall_s(config.load_timeout_s))
+        defaults = LoadOptions(
+            n_batch=config.n_batch,
+            n_thread=config.n_thread,
+            n_parallel=config.n_parallel,
+            kv_type=config.kv_type,
+        )
+        self._dispatcher = Dispatcher(config, means, self._residents, defaults, self._changes)
+        self._adoption = Adoption(
+            config.keep_alive_s,
+            self._runners,
+            self._residents,
+            self._dispatcher,
+            self._ledger,
+            self._journal,
+            self._changes,
+        )
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Watch devices and runners, serve the queue, end what is due."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_devices)
+            nursery.start_soon(self._runners.run)
+            nursery.start_soon(self._residents.run)
+            task_status.started()
+            await self._adoption.settle()
+            await self._dispatcher.run()
+
+    async def handle(self, request: Request, replies: Replies) -> None:
+        """Answer one request."""
+        match request:
+            case Acquire():
+                await self._acquire(request, replies)
+            case Unload():
+                if resident := self._residents.find(request.digest):
+                    self._residents.expire(resident, "somebody asked to unload it")
+            case ListLoaded():
+                await replies.send(Loaded(self._residents.listing()))
+            case PlanLoad():
+                await replies.send(await self._dispatcher.plan(request))
+            case Explain():
+                await replies.send(Explanation(self._journal.decisions()))
+            case Register():
+                await self._adoption.register(request)
+            case _:
+                raise not_understood(request)
+
+    def gauges(self) -> dict[str, float]:
+        """Counters for GetStats."""
+        lives = [resident.life for resident in self._residents]
+        return {
+            "models_loaded": lives.count(Life.READY) + lives.count(Life.EXPIRING),
+            "models_loading": lives.count(Life.LOADING),
+            "leases": sum(resident.n_leases for resident in self._residents),
+            "queued": len(self._dispatcher.queue),
+            "loads_total": self._dispatcher.n_loads,
+            "load_failures_total": self._dispatcher.n_failures,
+            "evictions_total": self._residents.n_evictions,
+        }
+
+    async def _acquire(self, request: Acquire, replies: Replies) -> None:
+        """Wait for a lease, tell why it takes time, hold the lease until the stream or the runner ends."""
+        began_s = trio.current_time()
+        waiter = Waiter(request)
+        self._dispatcher.admit(waiter)
+        was_loaded = waiter.resident is not None
+        try:
+            while not isinstance(news := await waiter.next(), Resident):
+                await replies.send(news)
+            lease = Lease(
+                runner_id=news.runner_id,
+                address=news.address,
+                n_ctx=news.report.n_ctx if news.report else 0,
+                load_s=0.0 if was_loaded else trio.current_time() - began_s,
+            )
+            await replies.send(lease)
+            await news.gone.wait()
+            raise news.parting()
+        finally:
+            if waiter.resident is not None:
+                waiter.resident.release(trio.current_time())
+            else:
+                self._dispatcher.queue.remove(waiter)
+            self._changes.notify()
+
+    def _runner_exited(self, exited: RunnerExited) -> None:
+        self._residents.died(exited)
+
+    def _host_is_back(self) -> None:
+        self._residents.host_is_back()
+
+    async def _watch_devices(self) -> None:
+        async def use(link: Link) -> None:
+            async with link.request(SubscribeDevices()) as items:
+                async for item in items:
+                    if isinstance(item, Devices):
+                        self._ledger.update(item)
+                        self._changes.notify()
+
+        await stay_connected(self._config.socket_address("discovery"), "scheduler", use)
