@@ -17,7 +17,7 @@ import msgspec
 import trio
 
 from actors.errors import ModelError, PeerGone, QueueFull, RequestError
-from actors.protocol import DoneReason, Generate
+from actors.protocol import DoneReason, Generate, Sampling
 from actors.runner.batch import Waiting, compose
 from actors.runner.cache.causal import CausalCache
 from actors.runner.context import n_discard, truncate
@@ -25,8 +25,20 @@ from actors.runner.forward import Drawn, Part, forward, index_arrays
 from actors.runner.model import Model
 from actors.runner.output import Output
 from actors.runner.sequence import MAX_PREDICT_CONTEXTS, Sequence
+from kernels.ops.sampling import SamplingParams
 
 SEED_BITS = 63
+
+
+def sampling_params(sampling: Sampling) -> SamplingParams:
+    """The kernels' words for a request's; a seed is chosen where there is none.  RequestError names a bad value."""
+    values = msgspec.structs.asdict(sampling)
+    if sampling.seed < 0:
+        values["seed"] = secrets.randbits(SEED_BITS)
+    try:
+        return SamplingParams(**values)
+    except ValueError as exc:
+        raise RequestError(str(exc), where="sampling") from exc
 
 
 class Engine:
@@ -184,13 +196,11 @@ class Engine:
         tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         self._check(request, tokens)
         kept = truncate(tokens, n_ctx, request.n_keep)
-        sampling = request.sampling
-        if sampling.seed < 0:
-            sampling = msgspec.structs.replace(sampling, seed=secrets.randbits(SEED_BITS))
+        params = sampling_params(request.sampling)
         limit = request.n_predict if request.n_predict >= 0 else MAX_PREDICT_CONTEXTS * n_ctx
         output = Output(tokenizer, request.stop)
         sequence = Sequence(
-            seq_id, request, sampling, kept, len(kept), len(tokens) - len(kept), limit, output
+            seq_id, request, params, kept, len(kept), len(tokens) - len(kept), limit, output
         )
         for token in request.resume:
             output.push(token)  # what it gives was delivered before

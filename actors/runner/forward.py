@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from kernels.cpu.sampler import NanLogits, SamplingParams, logprobs, sample
 
-from actors.protocol import Logprob, Sampling, TokenLogprob
+from actors.protocol import Logprob, TokenLogprob
 from actors.runner.cache.causal import CausalCache, Slot
 from actors.runner.tokenizer.tokenizer import Tokenizer
 from kernels.executable import Executable
@@ -18,7 +18,7 @@ from kernels.ops.op import F32, Array
 class Draw:
     """How to sample after a row of logits; position counts all tokens before the one that is drawn."""
 
-    sampling: Sampling
+    params: SamplingParams
     history: Sequence[int]  # tokens that penalties look at, oldest first
     position: int
     n_logprobs: int
@@ -81,25 +81,13 @@ def forward(
 def _draw(part: Part, logits: F32, tokenizer: Tokenizer) -> Drawn:
     draw = part.draw
     assert draw is not None
-    s = draw.sampling
-    params = SamplingParams(
-        temperature=s.temperature,
-        top_k=s.top_k,
-        top_p=s.top_p,
-        min_p=s.min_p,
-        typical_p=s.typical_p,
-        repeat_last_n=s.repeat_last_n,
-        repeat_penalty=s.repeat_penalty,
-        presence_penalty=s.presence_penalty,
-        frequency_penalty=s.frequency_penalty,
-        seed=s.seed,
-    )
-    n_seen = len(draw.history) if s.repeat_last_n < 0 else min(s.repeat_last_n, len(draw.history))
-    history = np.array(draw.history[len(draw.history) - n_seen :], np.int32)
+    params, n_history = draw.params, len(draw.history)
+    n_seen = n_history if params.repeat_last_n < 0 else min(params.repeat_last_n, n_history)
+    history = np.array(draw.history[n_history - n_seen :], np.int32)
     try:
         token = sample(logits, history, params, draw.position)
     except NanLogits as exc:
-        return Drawn(part.seq_id, 0, None, str(exc))
+        return Drawn(part.seq_id, 0, None, str(exc) or type(exc).__name__)
     if draw.n_logprobs < 0:
         return Drawn(part.seq_id, token, None)
     chosen, top = logprobs(logits, token, draw.n_logprobs)

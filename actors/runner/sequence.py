@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 import trio
 
 from actors.errors import RuntimeFault
-from actors.protocol import Chunk, DoneReason, Finished, Generate, Sampling
+from actors.protocol import Chunk, DoneReason, Finished, Generate
 from actors.runner.cache.causal import Slot
 from actors.runner.forward import Draw, Drawn
 from actors.runner.output import Output
+from kernels.ops.sampling import SamplingParams
 
 MAX_UNSENT = 32  # chunks a reader may lag behind before its sequence is left out of batches
 MAX_PREDICT_CONTEXTS = 10  # an unlimited answer ends after this many context lengths, as Ollama's does
@@ -22,7 +23,7 @@ class Sequence:
 
     seq_id: int
     request: Generate
-    sampling: Sampling  # with a definite seed
+    params: SamplingParams  # with a definite seed
     history: list[int]  # every input in order: computed ones, pending ones, generated ones
     n_prompt: int
     n_dropped: int
@@ -56,7 +57,7 @@ class Sequence:
 
     def draw(self) -> Draw:
         """How the next token is to be drawn."""
-        return Draw(self.sampling, self.history, self.n_prompt + self.n_drawn, self.request.n_logprobs)
+        return Draw(self.params, self.history, self.n_prompt + self.n_drawn, self.request.n_logprobs)
 
     def take(self, drawn: Drawn, eog_ids: frozenset[int]) -> None:
         """A token was drawn: append it, or end."""

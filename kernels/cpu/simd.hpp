@@ -16,6 +16,9 @@
 #if defined(KERNEL_AVX2) || defined(KERNEL_AVX512)
 #include <immintrin.h>
 #define KERNEL_X86 1
+#define KERNEL_UNROLL _Pragma("GCC unroll 8")
+#else
+#define KERNEL_UNROLL  // plain C++ is long enough as it is: unrolled, it compiles for minutes
 #endif
 
 #define KERNEL_INLINE static inline __attribute__((always_inline))
@@ -266,6 +269,20 @@ KERNEL_INLINE B32 spread_bits(uint32_t bits, uint8_t value) {
 #endif
 }
 
+#if !defined(KERNEL_X86)
+typedef int8_t S4 __attribute__((vector_size(4 * KERNEL_LANES)));
+typedef int16_t H4 __attribute__((vector_size(8 * KERNEL_LANES)));
+
+// Sums of four neighbours.
+KERNEL_INLINE I sum_fours(H4 products) {
+    typedef int32_t I2 __attribute__((vector_size(8 * KERNEL_LANES)));
+    typedef uint64_t U __attribute__((vector_size(8 * KERNEL_LANES)));
+    const I2 halves = (I2)products, pairs = (halves >> 16) + (I2)((I2)(halves << 16) >> 16);
+    const U wide = (U)pairs;  // the low half of a modular sum is right whatever the high half is
+    return __builtin_convertvector(wide + (wide >> 32), I);
+}
+#endif
+
 // Lane i of the result: the sum of the products of bytes 4 i .. 4 i + 3, weights unsigned, at most 127.
 KERNEL_INLINE I dot_unsigned(W weights, const int8_t* x) {
 #if defined(KERNEL_AVX512)
@@ -275,14 +292,7 @@ KERNEL_INLINE I dot_unsigned(W weights, const int8_t* x) {
     const __m256i pairs = _mm256_maddubs_epi16((__m256i)weights, load<__m256i>(x));
     return (I)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 #else
-    uint8_t w[4 * kLanes];
-    int32_t lanes[kLanes];
-    store(w, weights);
-    for (int i = 0; i < kLanes; i++) {
-        lanes[i] = w[4 * i] * x[4 * i] + w[4 * i + 1] * x[4 * i + 1] + w[4 * i + 2] * x[4 * i + 2] +
-                   w[4 * i + 3] * x[4 * i + 3];
-    }
-    return load<I>(lanes);
+    return sum_fours(__builtin_convertvector(weights, H4) * __builtin_convertvector(load<S4>(x), H4));
 #endif
 }
 
@@ -298,14 +308,7 @@ KERNEL_INLINE I dot_signed(W weights, const int8_t* x) {
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(load<__m256i>(x), w));
     return (I)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 #else
-    int8_t w[4 * kLanes];
-    int32_t lanes[kLanes];
-    store(w, weights);
-    for (int i = 0; i < kLanes; i++) {
-        lanes[i] = w[4 * i] * x[4 * i] + w[4 * i + 1] * x[4 * i + 1] + w[4 * i + 2] * x[4 * i + 2] +
-                   w[4 * i + 3] * x[4 * i + 3];
-    }
-    return load<I>(lanes);
+    return sum_fours(__builtin_convertvector((S4)weights, H4) * __builtin_convertvector(load<S4>(x), H4));
 #endif
 }
 

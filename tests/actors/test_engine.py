@@ -25,9 +25,16 @@ POISON = 5  # a token whose embedding is not a number
 
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("engine") / "tiny.gguf"
+    t.write(path, TINY, t.weights(TINY))
+    return path
+
+
+@pytest.fixture(scope="module")
+def poisoned_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = t.weights(TINY)
     weights["token_embd.weight"][POISON] = np.nan
-    path = tmp_path_factory.mktemp("engine") / "tiny.gguf"
+    path = tmp_path_factory.mktemp("poisoned") / "tiny.gguf"
     t.write(path, TINY, weights)
     return path
 
@@ -174,8 +181,8 @@ async def test_a_prompt_over_the_context_is_refused_with_the_numbers_when_it_may
             await collect(engine, Generate(PROMPT, GREEDY, truncate=False))
 
 
-async def test_probabilities_that_are_no_numbers_fail_their_own_sequence_only(model_path: Path) -> None:
-    async with engine_of(model_path) as engine:
+async def test_probabilities_that_are_no_numbers_fail_their_own_sequence_only(poisoned_path: Path) -> None:
+    async with engine_of(poisoned_path) as engine:
         results: list[list[int]] = []
 
         async def healthy() -> None:
@@ -239,6 +246,8 @@ async def test_stopping_the_engine_ends_every_sequence_with_an_error(model_path:
         (Generate((), GREEDY), "the prompt is empty"),
         (Generate((10_000,), GREEDY), "outside the vocabulary"),
         (Generate((1,), GREEDY, stop=("",)), "empty"),
+        (Generate((1,), Sampling(repeat_penalty=0.0)), "repeat_penalty"),
+        (Generate((1,), Sampling(temperature=float("nan"))), "temperature"),
     ],
 )
 async def test_an_impossible_request_is_refused_in_words(

@@ -3,9 +3,10 @@
 import pytest
 
 from kernels.backend import Backend
+from kernels.cpu.backend import CpuBackend, available_isas
 from kernels.reference import ReferenceBackend
 
 
-@pytest.fixture(params=["reference"])
+@pytest.fixture(scope="module", params=["reference", *available_isas()])
 def backend(request: pytest.FixtureRequest) -> Backend:
-    return ReferenceBackend("cpu")
+    return ReferenceBackend("cpu") if request.param == "reference" else CpuBackend(2, request.param)

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from actors.protocol import Sampling
 from actors.runner.cache.causal import CausalCache, Slot, n_pages_for
 from actors.runner.forward import Draw, Part, index_arrays
 from actors.runner.gguf.reader import GGUFFile
@@ -15,12 +14,13 @@ from actors.runner.models.families import build_program
 from actors.runner.models.hparams import read_hparams
 from kernels.backend import Backend
 from kernels.dtype import DType
+from kernels.ops.sampling import SamplingParams
 from kernels.plan import Placement, plan
 
 F32 = npt.NDArray[np.float32]
 PAGE_SIZE = 8
 N_CTX = 64
-WANTED = Draw(Sampling(), (), 0, -1)
+WANTED = Draw(SamplingParams(), (), 0, -1)
 
 
 class Bound:

@@ -1,0 +1,129 @@
+"""The native module, built from module.cpp.  Addresses are integers (0: absent), checked by backend.py.
+
+A dimension is a number >= 0, or -1 - i for the value of the i-th symbol given to `Segment.run`.
+"""
+
+from collections.abc import Sequence
+
+from kernels.backend import Bytes
+from kernels.ops.op import F32, I32
+from kernels.ops.sampling import Mask
+
+ACT_GROUP_N: int
+ACT_GROUP_BYTES: int
+MAX_ROTATED: int
+NOT_FINITE: int
+ALL_MASKED: int
+BAD_HISTORY: int
+
+Rotation = tuple[Sequence[float], float, bool]  # inverse frequencies, magnitude, neox style
+
+def available_isas() -> list[str]: ...
+def attention_scratch_bytes(n_group: int, head_dim: int) -> int: ...
+def allocate(n_bytes: int) -> Bytes | None: ...
+def dequantize(isa: str, raw: Bytes, dtype: int, n: int) -> F32: ...
+def sample(logits: F32, history: I32, mask: Mask | None, params: SamplingParams) -> int: ...
+def logprobs(logits: F32, token: int, top_k: int) -> tuple[bool, float, list[tuple[int, float]]]: ...
+def philox(counter: Sequence[int], key: Sequence[int]) -> list[int]: ...
+
+class SamplingParams:
+    def __init__(
+        self,
+        *,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        typical_p: float,
+        repeat_last_n: int,
+        repeat_penalty: float,
+        presence_penalty: float,
+        frequency_penalty: float,
+        seed: int,
+        position: int,
+    ) -> None: ...
+
+class Pool:
+    def __init__(self, n_threads: int) -> None: ...
+    @property
+    def n_threads(self) -> int: ...
+
+class Segment:
+    def __init__(self, pool: Pool, isa: str) -> None: ...
+    def add_rows(self, *, table: int, ids: int, out: int, width: int, dtype: int, n: int) -> None: ...
+    def add_rms_norm(
+        self, *, x: int, weight: int, out: int, width: int, chunk: int, eps: float, n: int
+    ) -> None: ...
+    def add_matmul(
+        self,
+        *,
+        x: int,
+        weight: int,
+        bias: int,
+        residual: int,
+        out: int,
+        workspace: int,
+        n_in: int,
+        n_out: int,
+        dtype: int,
+        quantizes: bool,
+        n: int,
+    ) -> None: ...
+    def add_rope(
+        self, *, x: int, positions: int, out: int, n_head: int, head_dim: int, rotation: Rotation, n: int
+    ) -> None: ...
+    def add_store_kv(
+        self,
+        *,
+        k: int,
+        v: int,
+        positions: int,
+        cells: int,
+        k_state: int,
+        v_state: int,
+        n_head: int,
+        head_dim: int,
+        is_half: bool,
+        rotation: Rotation,
+        n: int,
+    ) -> None: ...
+    def add_attention(
+        self,
+        *,
+        q: int,
+        k_state: int,
+        v_state: int,
+        tables: int,
+        rows: int,
+        n_visible: int,
+        out: int,
+        workspace: int,
+        n_head: int,
+        n_kv: int,
+        head_dim: int,
+        page_size: int,
+        window: int,
+        scale: float,
+        softcap: float,
+        is_half: bool,
+        n: int,
+        n_pages: int,
+    ) -> None: ...
+    def add_swiglu(self, *, gate: int, up: int, out: int, width: int, n: int) -> None: ...
+    def add_copy(self, *, source: int, target: int, item_bytes: int, dims: Sequence[int]) -> None: ...
+    def check_index(self, *, name: str, data: int, limit: int, n: int) -> None: ...
+    def check_tables(
+        self,
+        *,
+        names: Sequence[str],
+        tables: int,
+        rows: int,
+        n_visible: int,
+        page_size: int,
+        n_cells: int,
+        max_seqs: int,
+        n: int,
+        n_seqs: int,
+        n_pages: int,
+    ) -> None: ...
+    def run(self, values: Sequence[int]) -> None: ...

@@ -1,0 +1,174 @@
+"""The CPU backend: chooses an instruction set, owns the threads, turns ops into native segments.
+
+Everything that a kernel relies on is checked once, when a segment is bound: dtypes, sizes, alignment, who may
+be written.  What can change from run to run (dimensions, index arrays) is checked by `CpuSegment.run`.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from kernels.backend import Allocations, Binding, OutOfMemory
+from kernels.cpu import _cpu
+from kernels.cpu.memory import CpuBuffer, allocate, round_to_pages
+from kernels.cpu.segment import SegmentBuilder
+from kernels.dtype import DType
+from kernels.ops.attention import Attention, StoreKV
+from kernels.ops.copy import Copy
+from kernels.ops.gate import SwiGLU
+from kernels.ops.matmul import Matmul
+from kernels.ops.norm import RmsNorm
+from kernels.ops.op import Op
+from kernels.ops.rope import Rope, Rotation
+from kernels.ops.rows import Rows
+from kernels.tensor import Bounds, Dim, Tensor, value_of
+
+ALIGNMENT = 64  # a cache line, and the widest vector
+MAX_THREADS = 1024
+EMULATED = "avx512-emulated"
+WEIGHT_DTYPES = frozenset(d for d in DType if d.is_quantized) | {DType.F32, DType.F16, DType.BF16}
+STATE_DTYPES = frozenset({DType.F32, DType.F16})
+
+
+def available_isas() -> list[str]:
+    """Instruction sets this machine runs, best first, and the emulated 512-bit path for tests, last."""
+    return _cpu.available_isas()
+
+
+class CpuBackend:
+    """Satisfies `kernels.backend.Backend` with native kernels on n_threads threads, the caller's among them.
+
+    isa forces an instruction set; ValueError names those there are.  fail_allocation: the n-th allocation,
+    counted from 1, fails; for tests of loading.
+    """
+
+    def __init__(
+        self, n_threads: int, isa: str | None = None, fail_allocation: int | None = None, name: str = "cpu"
+    ) -> None:
+        known = available_isas()
+        if isa is not None and isa not in known:
+            raise ValueError(
+                f"instruction set {isa!r} is unknown or missing here; there are {', '.join(known)}"
+            )
+        if not 1 <= n_threads <= MAX_THREADS:
+            raise ValueError(f"n_threads is {n_threads}, expected 1..{MAX_THREADS}")
+        self.isa = isa or known[0]
+        self.allocations = Allocations()
+        self._name = name
+        self._pool = _cpu.Pool(n_threads)
+        self._allocations_left = fail_allocation
+
+    @property
+    def name(self) -> str:
+        """The device id."""
+        return self._name
+
+    @property
+    def n_threads(self) -> int:
+        """Threads that run an op."""
+        return self._pool.n_threads
+
+    @property
+    def alignment(self) -> int:
+        """Byte alignment of tensors in an arena."""
+        return ALIGNMENT
+
+    def refuses(self, op: Op) -> str | None:
+        """Why there is no kernel for the op, or None."""
+        match op:
+            case Rows():
+                return _unless(op.table.dtype in WEIGHT_DTYPES, f"no kernel reads rows of {op.table}")
+            case Matmul():
+                return _unless(op.weight.dtype in WEIGHT_DTYPES, f"no kernel multiplies with {op.weight}")
+            case Rope():
+                return _refuses_rotation(op.head_dim, op.rotation)
+            case StoreKV():
+                return _refuses_states(op.k_state, op.v_state) or _refuses_rotation(op.head_dim, op.rotation)
+            case Attention():
+                return _refuses_states(op.k_state, op.v_state)
+            case RmsNorm() | SwiGLU() | Copy():
+                return None
+            case _:
+                return f"no kernel for {type(op).__name__}"
+
+    def workspace_bytes(self, op: Op, bounds: Bounds) -> int:
+        """Scratch: quantised activations of a product, accumulators of attention (per thread)."""
+        match op:
+            case Matmul() if op.weight.dtype.is_quantized:
+                n_groups = -(-_width(op.x) // _cpu.ACT_GROUP_N)
+                return value_of(op.x.shape[0], bounds) * n_groups * _cpu.ACT_GROUP_BYTES
+            case Attention():
+                n_group = _width(op.q) // _width(op.k_state)
+                return self.n_threads * _cpu.attention_scratch_bytes(n_group, op.head_dim)
+            case _:
+                return 0
+
+    def round_up(self, n_bytes: int) -> int:
+        """Whole pages."""
+        return round_to_pages(n_bytes)
+
+    def allocate(self, n_bytes: int, label: str) -> CpuBuffer:
+        """Zeroed pages that exist; OutOfMemory when there are none."""
+        if self._allocations_left is not None:
+            self._allocations_left -= 1
+            if self._allocations_left == 0:
+                raise OutOfMemory(self._name, n_bytes, label)
+        return allocate(self._name, n_bytes, label, self.allocations)
+
+    def bind(self, binding: Binding) -> "CpuSegment":
+        """Check and resolve everything; ValueError says which tensor of which op does not fit, and why."""
+        for op in binding.ops:
+            refusal = self.refuses(op)
+            if refusal is not None:
+                raise ValueError(f"{type(op).__name__} in layer {op.layer}: {refusal}")
+            needed = self.workspace_bytes(op, binding.bounds)
+            if binding.workspace.nbytes < needed:
+                raise ValueError(f"{op}: workspace has {binding.workspace.nbytes} bytes, needs {needed}")
+        builder = SegmentBuilder(_cpu.Segment(self._pool, self.isa), binding)
+        for op in binding.ops:
+            builder.add(op)
+        return CpuSegment(builder.segment, binding, builder.symbols)
+
+
+class CpuSegment:
+    """A native segment.  Holds the binding, whose memory the native side points into."""
+
+    def __init__(self, segment: _cpu.Segment, binding: Binding, symbols: Sequence[str]) -> None:
+        self._segment = segment
+        self._binding = binding
+        self._symbols = symbols
+
+    def run(self, values: Bounds) -> None:
+        """Execute without the GIL.
+
+        KeyError names a symbol without value; ValueError a value over its bound, or an index input with an
+        entry out of range: then nothing has been written.
+        """
+        self._segment.run([self._checked(name, values) for name in self._symbols])
+
+    def _checked(self, name: str, values: Mapping[str, int]) -> int:
+        value, bound = values[name], self._binding.bounds[name]
+        if not 0 <= value <= bound:
+            raise ValueError(f"{name} is {value}, this plan was made for 0..{bound}")
+        return value
+
+
+def _unless(holds: bool, reason: str) -> str | None:
+    return None if holds else reason
+
+
+def _refuses_rotation(head_dim: int, rotation: Rotation | None) -> str | None:
+    if rotation is None:
+        return None
+    return _unless(head_dim <= _cpu.MAX_ROTATED, f"head_dim {head_dim} is over {_cpu.MAX_ROTATED}")
+
+
+def _refuses_states(k_state: Tensor, v_state: Tensor) -> str | None:
+    same = k_state.dtype is v_state.dtype and k_state.shape == v_state.shape
+    return _unless(
+        same and k_state.dtype in STATE_DTYPES, f"no kernel for a cache of {k_state} and {v_state}"
+    )
+
+
+def _width(tensor: Tensor) -> int:
+    last: Dim = tensor.shape[-1]
+    assert isinstance(last, int)
+    return last

@@ -1,0 +1,42 @@
+#include "isa.hpp"
+
+#if defined(KERNELS_X86)
+#include <cpuid.h>
+#endif
+
+namespace cpu {
+namespace {
+
+#if defined(KERNELS_X86)
+// F16C has no name in __builtin_cpu_supports of older compilers.
+bool has_f16c() {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+
+bool has_avx2() {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") && has_f16c();
+}
+
+bool has_avx512() {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vnni");
+}
+#endif
+
+}  // namespace
+
+std::vector<const Kernels*> available_kernels() {
+    std::vector<const Kernels*> found;
+#if defined(KERNELS_X86)
+    __builtin_cpu_init();
+    if (has_avx512()) found.push_back(&kAvx512);
+    if (has_avx2()) found.push_back(&kAvx2);
+#endif
+    found.push_back(&kGeneric);
+    found.push_back(&kAvx512Emulated);
+    return found;
+}
+
+}  // namespace cpu

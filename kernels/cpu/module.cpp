@@ -1,0 +1,259 @@
+// The Python face: a builder of segments (addresses and dimensions come resolved from backend.py, which has
+// checked them), committed memory, dequantisation for tests, and the sampler.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <new>
+#include <stdexcept>
+
+#include "isa.hpp"
+#include "sampler.hpp"
+#include "segment.hpp"
+#include "steps.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace cpu {
+namespace {
+
+using Address = uintptr_t;  // 0: absent
+using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using ConstBytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>, nb::c_contig>;
+// (inv_freq, magnitude, is_neox)
+using RotationIn = std::tuple<std::vector<float>, float, bool>;
+
+template <class T>
+T* at(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+const Kernels& kernels_named(const std::string& name) {
+    for (const Kernels* kernels : available_kernels()) {
+        if (name == kernels->name) return *kernels;
+    }
+    throw std::invalid_argument("no kernels for " + name);
+}
+
+Rotation rotation_of(const RotationIn& in, std::vector<float>& keep) {
+    keep = std::get<0>(in);
+    return {keep.data(), static_cast<int64_t>(keep.size()), std::get<1>(in), std::get<2>(in)};
+}
+
+void add_rows(Segment& s, Address table, Address ids, Address out, int64_t width, int dtype, Dim n) {
+    auto step = std::make_unique<RowsStep>();
+    step->args = {at<uint8_t>(table), at<int32_t>(ids), at<float>(out), width, static_cast<DType>(dtype)};
+    step->n = n;
+    s.add(std::move(step));
+}
+
+void add_rms_norm(Segment& s, Address x, Address weight, Address out, int64_t width, int64_t chunk, float eps, Dim n) {
+    auto step = std::make_unique<NormStep>();
+    step->args = {at<float>(x), at<uint8_t>(weight), at<float>(out), chunk, eps};
+    step->chunks_per_row = width / chunk;
+    step->n = n;
+    s.add(std::move(step));
+}
+
+void add_matmul(Segment& s, Address x, Address weight, Address bias, Address residual, Address out, Address workspace,
+                int64_t n_in, int64_t n_out, int dtype, bool quantizes, Dim n) {
+    auto step = std::make_unique<MatmulStep>();
+    step->acts = at<ActGroup>(workspace);
+    step->args = {at<float>(x), step->acts, at<uint8_t>(weight), at<uint8_t>(bias), at<float>(residual), at<float>(out),
+                  0, n_in, n_out, static_cast<DType>(dtype)};
+    step->n = n;
+    step->quantizes = quantizes;
+    s.add(std::move(step));
+}
+
+void add_rope(Segment& s, Address x, Address positions, Address out, int64_t n_head, int64_t head_dim,
+              const RotationIn& rotation, Dim n) {
+    auto step = std::make_unique<RopeStep>();
+    const Rotation turn = rotation_of(rotation, step->inv_freq);
+    step->args = {at<float>(x), at<int32_t>(positions), at<float>(out), n_head, head_dim, turn};
+    step->n = n;
+    s.add(std::move(step));
+}
+
+void add_store_kv(Segment& s, Address k, Address v, Address positions, Address cells, Address k_state, Address v_state,
+                  int64_t n_head, int64_t head_dim, bool is_half, const RotationIn& rotation, Dim n) {
+    auto step = std::make_unique<StoreStep>();
+    const Rotation turn = rotation_of(rotation, step->inv_freq);
+    step->args = {at<float>(k), at<float>(v), at<int32_t>(positions), at<int32_t>(cells), at<uint8_t>(k_state),
+                  at<uint8_t>(v_state), 0, n_head, head_dim, is_half, turn.n_pair > 0, turn};
+    step->n = n;
+    s.add(std::move(step));
+}
+
+void add_attention(Segment& s, Address q, Address k_state, Address v_state, Address tables, Address rows,
+                   Address n_visible, Address out, Address workspace, int64_t n_head, int64_t n_kv, int64_t head_dim,
+                   int64_t page_size, int64_t window, float scale, float softcap, bool is_half, Dim n, Dim n_pages) {
+    auto step = std::make_unique<AttentionStep>();
+    step->args = {at<float>(q), at<uint8_t>(k_state), at<uint8_t>(v_state), at<int32_t>(tables), at<int32_t>(rows),
+                  at<int32_t>(n_visible), at<float>(out), n_head, n_kv, head_dim, page_size, 0, window, scale, softcap,
+                  is_half};
+    step->scratch = at<float>(workspace);
+    step->thread_floats = attention_scratch(n_head / n_kv, head_dim);
+    step->n = n;
+    step->n_pages = n_pages;
+    s.add(std::move(step));
+}
+
+void add_swiglu(Segment& s, Address gate, Address up, Address out, int64_t width, Dim n) {
+    auto step = std::make_unique<GateStep>();
+    step->gate = at<float>(gate);
+    step->up = at<float>(up);
+    step->out = at<float>(out);
+    step->width = width;
+    step->n = n;
+    s.add(std::move(step));
+}
+
+void add_copy(Segment& s, Address source, Address target, int64_t item_bytes, std::vector<Dim> dims) {
+    auto step = std::make_unique<CopyStep>();
+    step->source = at<uint8_t>(source);
+    step->target = at<uint8_t>(target);
+    step->item_bytes = item_bytes;
+    step->dims = std::move(dims);
+    s.add(std::move(step));
+}
+
+void check_index(Segment& s, std::string name, Address data, int64_t limit, Dim n) {
+    s.check(IndexCheck{std::move(name), at<int32_t>(data), n, limit});
+}
+
+void check_tables(Segment& s, std::vector<std::string> names, Address tables, Address rows, Address n_visible,
+                  int64_t page_size, int64_t n_cells, int64_t max_seqs, Dim n, Dim n_seqs, Dim n_pages) {
+    s.check(TableCheck{names.at(0), names.at(1), names.at(2), at<int32_t>(tables), at<int32_t>(rows),
+                       at<int32_t>(n_visible), n, n_seqs, n_pages, page_size, n_cells,
+                       std::vector<int64_t>(static_cast<size_t>(max_seqs))});
+}
+
+// Zeroed memory whose pages exist, or None.  It goes back when the last view of it does.
+nb::object allocate(size_t n_bytes) {
+    struct Mapping {
+        void* address;
+        size_t n_bytes;
+    };
+    void* address = nullptr;
+    {
+        const nb::gil_scoped_release release;
+        address = mmap(nullptr, n_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (address != MAP_FAILED) {
+            const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+            for (size_t i = 0; i < n_bytes; i += page) static_cast<volatile uint8_t*>(address)[i] = 0;
+        }
+    }
+    if (address == MAP_FAILED) return nb::none();
+    auto* mapping = new Mapping{address, n_bytes};
+    const nb::capsule owner(mapping, [](void* p) noexcept {
+        auto* mine = static_cast<Mapping*>(p);
+        munmap(mine->address, mine->n_bytes);
+        delete mine;
+    });
+    return nb::cast(Bytes(address, {n_bytes}, owner));
+}
+
+nb::object dequantize(const std::string& isa, ConstBytes raw, int dtype, int64_t n) {
+    const Kernels& kernels = kernels_named(isa);
+    auto* values = new float[static_cast<size_t>(n)];
+    const nb::capsule owner(values, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+    kernels.dequantize(raw.data(), values, n, static_cast<DType>(dtype));
+    return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<1>>(values, {static_cast<size_t>(n)}, owner));
+}
+
+int64_t sample_token(Floats logits, Ints history, nb::object mask, const SamplingParams& params) {
+    ConstBytes allowed;
+    if (!mask.is_none()) allowed = nb::cast<ConstBytes>(mask);
+    const uint8_t* bits = mask.is_none() ? nullptr : allowed.data();
+    const nb::gil_scoped_release release;
+    return sample(logits.data(), static_cast<int64_t>(logits.size()), history.data(),
+                  static_cast<int64_t>(history.size()), bits, params);
+}
+
+// (is_finite, log-probability of the token, the top_k most likely with theirs)
+std::tuple<bool, double, std::vector<std::pair<int64_t, double>>> token_logprobs(Floats logits, int64_t token, int64_t top_k) {
+    Logprobs result{};
+    {
+        const nb::gil_scoped_release release;
+        result = logprobs(logits.data(), static_cast<int64_t>(logits.size()), token, top_k);
+    }
+    return {result.is_finite, result.chosen, std::move(result.top)};
+}
+
+SamplingParams make_params(double temperature, int64_t top_k, double top_p, double min_p, double typical_p,
+                           int64_t repeat_last_n, double repeat_penalty, double presence_penalty,
+                           double frequency_penalty, uint64_t seed, uint64_t position) {
+    return {temperature, top_k, top_p, min_p, typical_p, repeat_last_n, repeat_penalty, presence_penalty,
+            frequency_penalty, seed, position};
+}
+
+}  // namespace
+}  // namespace cpu
+
+NB_MODULE(_cpu, m) {
+    using namespace cpu;
+    nb::set_leak_warnings(false);  // a module's global that lives until exit is no leak
+    m.doc() = "CPU kernels, executor and sampler; see kernels/cpu/backend.py and sampler.py";
+    m.attr("ACT_GROUP_N") = ActGroup::kSize;
+    m.attr("ACT_GROUP_BYTES") = sizeof(ActGroup);
+    m.attr("MAX_ROTATED") = 2 * kMaxPairs;
+
+    m.def("available_isas", [] {
+        std::vector<std::string> names;
+        for (const Kernels* kernels : available_kernels()) names.emplace_back(kernels->name);
+        return names;
+    });
+    m.def("attention_scratch_bytes", [](int64_t n_group, int64_t head_dim) {
+        return attention_scratch(n_group, head_dim) * static_cast<int64_t>(sizeof(float));
+    }, "n_group"_a, "head_dim"_a);
+    m.def("allocate", &allocate, "n_bytes"_a);
+    m.def("dequantize", &dequantize, "isa"_a, "raw"_a, "dtype"_a, "n"_a);
+
+    nb::class_<Pool>(m, "Pool").def(nb::init<int>(), "n_threads"_a).def_prop_ro("n_threads", &Pool::n_threads);
+    nb::class_<Segment>(m, "Segment")
+        .def("__init__", [](Segment* self, std::shared_ptr<Pool> pool, const std::string& isa) {
+            new (self) Segment(std::move(pool), kernels_named(isa));
+        }, "pool"_a, "isa"_a)
+        .def("add_rows", &add_rows, nb::kw_only(), "table"_a, "ids"_a, "out"_a, "width"_a, "dtype"_a, "n"_a)
+        .def("add_rms_norm", &add_rms_norm, nb::kw_only(), "x"_a, "weight"_a, "out"_a, "width"_a, "chunk"_a, "eps"_a, "n"_a)
+        .def("add_matmul", &add_matmul, nb::kw_only(), "x"_a, "weight"_a, "bias"_a, "residual"_a, "out"_a, "workspace"_a,
+             "n_in"_a, "n_out"_a, "dtype"_a, "quantizes"_a, "n"_a)
+        .def("add_rope", &add_rope, nb::kw_only(), "x"_a, "positions"_a, "out"_a, "n_head"_a, "head_dim"_a, "rotation"_a, "n"_a)
+        .def("add_store_kv", &add_store_kv, nb::kw_only(), "k"_a, "v"_a, "positions"_a, "cells"_a, "k_state"_a, "v_state"_a,
+             "n_head"_a, "head_dim"_a, "is_half"_a, "rotation"_a, "n"_a)
+        .def("add_attention", &add_attention, nb::kw_only(), "q"_a, "k_state"_a, "v_state"_a, "tables"_a, "rows"_a,
+             "n_visible"_a, "out"_a, "workspace"_a, "n_head"_a, "n_kv"_a, "head_dim"_a, "page_size"_a, "window"_a,
+             "scale"_a, "softcap"_a, "is_half"_a, "n"_a, "n_pages"_a)
+        .def("add_swiglu", &add_swiglu, nb::kw_only(), "gate"_a, "up"_a, "out"_a, "width"_a, "n"_a)
+        .def("add_copy", &add_copy, nb::kw_only(), "source"_a, "target"_a, "item_bytes"_a, "dims"_a)
+        .def("check_index", &check_index, nb::kw_only(), "name"_a, "data"_a, "limit"_a, "n"_a)
+        .def("check_tables", &check_tables, nb::kw_only(), "names"_a, "tables"_a, "rows"_a, "n_visible"_a, "page_size"_a,
+             "n_cells"_a, "max_seqs"_a, "n"_a, "n_seqs"_a, "n_pages"_a)
+        .def("run", &Segment::run, "values"_a, nb::call_guard<nb::gil_scoped_release>());
+
+    nb::class_<SamplingParams>(m, "SamplingParams")
+        .def("__init__", [](SamplingParams* self, double temperature, int64_t top_k, double top_p, double min_p,
+                            double typical_p, int64_t repeat_last_n, double repeat_penalty, double presence_penalty,
+                            double frequency_penalty, uint64_t seed, uint64_t position) {
+            new (self) SamplingParams(make_params(temperature, top_k, top_p, min_p, typical_p, repeat_last_n,
+                                                  repeat_penalty, presence_penalty, frequency_penalty, seed, position));
+        }, nb::kw_only(), "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "typical_p"_a, "repeat_last_n"_a,
+           "repeat_penalty"_a, "presence_penalty"_a, "frequency_penalty"_a, "seed"_a, "position"_a);
+    m.attr("NOT_FINITE") = kNotFinite;
+    m.attr("ALL_MASKED") = kAllMasked;
+    m.attr("BAD_HISTORY") = kBadHistory;
+    m.def("sample", &sample_token, "logits"_a, "history"_a, "mask"_a.none(), "params"_a);
+    m.def("logprobs", &token_logprobs, "logits"_a, "token"_a, "top_k"_a);
+    m.def("philox", &philox, "counter"_a, "key"_a);
+}

@@ -1,0 +1,50 @@
+// Threads that run one task together, with barriers inside it.
+//
+// A task is short (a decode step of a small model takes tens of microseconds), so waiting threads spin for a
+// moment before they sleep in the kernel.  With more threads than processors spinning would take time from
+// the thread that is waited for, so then they sleep at once.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace cpu {
+
+class Pool {
+public:
+    using Task = void (*)(const void* context, int thread);
+
+    // n_threads includes the caller of `run`; n_threads >= 1.
+    explicit Pool(int n_threads);
+    ~Pool();
+    Pool(const Pool&) = delete;
+    Pool& operator=(const Pool&) = delete;
+
+    int n_threads() const { return n_threads_; }
+
+    // Runs task(context, thread) on threads 0..n_threads-1 and returns when all have; one run at a time.
+    void run(Task task, const void* context);
+
+    // Inside a task: returns when all threads have called it.
+    void barrier();
+
+private:
+    void work(int thread);
+    void wait_while(const std::atomic<uint32_t>& word, uint32_t old) const;
+
+    const int n_threads_;
+    const int n_spin_;
+    std::mutex is_running_;
+    Task task_ = nullptr;
+    const void* context_ = nullptr;
+    alignas(64) std::atomic<uint32_t> generation_{0};  // counts runs; a change starts one
+    alignas(64) std::atomic<uint32_t> n_arrived_{0};
+    alignas(64) std::atomic<uint32_t> phase_{0};  // counts barriers; a change opens one
+    std::atomic<bool> is_stopping_{false};
+    std::vector<std::thread> threads_;
+};
+
+}  // namespace cpu

@@ -1,0 +1,250 @@
+"""From ops and memory to a native segment: addresses, dimensions, and the checks of index inputs."""
+
+from kernels.backend import Binding
+from kernels.cpu import _cpu
+from kernels.dtype import DType
+from kernels.ops.attention import Attention, StoreKV
+from kernels.ops.copy import Copy
+from kernels.ops.gate import SwiGLU
+from kernels.ops.matmul import Matmul
+from kernels.ops.norm import RmsNorm
+from kernels.ops.op import Op
+from kernels.ops.rope import Rope, Rotation
+from kernels.ops.rows import Rows
+from kernels.tensor import Dim, Role, Sym, Tensor, value_of
+
+ABSENT = 0
+WORD_BYTES = 4
+
+
+class SegmentBuilder:
+    """Adds ops, in order, to a native segment."""
+
+    def __init__(self, segment: _cpu.Segment, binding: Binding) -> None:
+        self.segment = segment
+        self.symbols = sorted(binding.bounds)
+        self._binding = binding
+        self._workspace = binding.workspace.ctypes.data if binding.workspace.nbytes else ABSENT
+        self._copied = {op.out: op.x for op in binding.ops if isinstance(op, Copy)}
+        self._checked: set[tuple[object, ...]] = set()
+        self._quantized: Tensor | None = None  # whose int8 blocks stand in the workspace
+        if self._workspace % WORD_BYTES:
+            raise ValueError(f"the workspace at {self._workspace:#x} is not aligned to {WORD_BYTES} bytes")
+
+    def add(self, op: Op) -> None:
+        """Append an op that the backend does not refuse."""
+        match op:
+            case Rows():
+                self._rows(op)
+            case RmsNorm():
+                self._rms_norm(op)
+            case Matmul():
+                self._matmul(op)
+            case Rope():
+                self._rope(op)
+            case StoreKV():
+                self._store_kv(op)
+            case Attention():
+                self._attention(op)
+            case SwiGLU():
+                self._swiglu(op)
+            case Copy():
+                self._copy(op)
+            case _:
+                raise TypeError(f"no kernel for {type(op).__name__}")
+        if not isinstance(op, Matmul):
+            self._quantized = None
+
+    def _rows(self, op: Rows) -> None:
+        self._check_index(op.ids, value_of(op.table.shape[0], self._binding.bounds))
+        self.segment.add_rows(
+            table=self._read(op.table),
+            ids=self._index(op.ids),
+            out=self._write(op.out),
+            width=_width(op.table),
+            dtype=op.table.dtype.ggml_id,
+            n=self._dim(op.ids.shape[0]),
+        )
+
+    def _rms_norm(self, op: RmsNorm) -> None:
+        self.segment.add_rms_norm(
+            x=self._f32(op.x),
+            weight=self._f32(op.weight),
+            out=self._write(op.out),
+            width=_width(op.x),
+            chunk=_width(op.weight),
+            eps=op.eps,
+            n=self._dim(op.x.shape[0]),
+        )
+
+    def _matmul(self, op: Matmul) -> None:
+        is_quantized = op.weight.dtype.is_quantized
+        out = self._write(op.out)
+        if out == self._f32(op.x):
+            raise ValueError(f"{op.out} shares memory with its factor {op.x}")
+        self.segment.add_matmul(
+            x=self._f32(op.x),
+            weight=self._read(op.weight),
+            bias=self._f32(op.bias) if op.bias is not None else ABSENT,
+            residual=self._f32(op.residual) if op.residual is not None else ABSENT,
+            out=out,
+            workspace=self._workspace,
+            n_in=_width(op.x),
+            n_out=_width(op.out),
+            dtype=op.weight.dtype.ggml_id,
+            # q, k and v, or gate and up, multiply the same activations: their blocks are made once
+            quantizes=is_quantized and self._quantized is not op.x,
+            n=self._dim(op.x.shape[0]),
+        )
+        if is_quantized:
+            self._quantized = op.x
+
+    def _rope(self, op: Rope) -> None:
+        self.segment.add_rope(
+            x=self._f32(op.x),
+            positions=self._index(op.positions),
+            out=self._write(op.out),
+            n_head=_width(op.x) // op.head_dim,
+            head_dim=op.head_dim,
+            rotation=_native(op.rotation),
+            n=self._dim(op.x.shape[0]),
+        )
+
+    def _store_kv(self, op: StoreKV) -> None:
+        self._check_index(op.cells, value_of(op.k_state.shape[0], self._binding.bounds))
+        self.segment.add_store_kv(
+            k=self._f32(op.k),
+            v=self._f32(op.v),
+            positions=self._index(op.positions),
+            cells=self._index(op.cells),
+            k_state=self._write(op.k_state),
+            v_state=self._write(op.v_state),
+            n_head=_width(op.k) // op.head_dim,
+            head_dim=op.head_dim,
+            is_half=op.k_state.dtype is DType.F16,
+            rotation=_native(op.rotation),
+            n=self._dim(op.k.shape[0]),
+        )
+
+    def _attention(self, op: Attention) -> None:
+        self._check_tables(op)
+        self.segment.add_attention(
+            q=self._f32(op.q),
+            k_state=self._read(op.k_state),
+            v_state=self._read(op.v_state),
+            tables=self._index(op.tables),
+            rows=self._index(op.rows),
+            n_visible=self._index(op.n_visible),
+            out=self._write(op.out),
+            workspace=self._workspace,
+            n_head=_width(op.q) // op.head_dim,
+            n_kv=_width(op.k_state) // op.head_dim,
+            head_dim=op.head_dim,
+            page_size=op.page_size,
+            window=op.window,
+            scale=op.scale,
+            softcap=op.softcap,
+            is_half=op.k_state.dtype is DType.F16,
+            n=self._dim(op.q.shape[0]),
+            n_pages=self._dim(op.tables.shape[1]),
+        )
+
+    def _swiglu(self, op: SwiGLU) -> None:
+        self.segment.add_swiglu(
+            gate=self._f32(op.gate),
+            up=self._f32(op.up),
+            out=self._write(op.out),
+            width=_width(op.gate),
+            n=self._dim(op.gate.shape[0]),
+        )
+
+    def _copy(self, op: Copy) -> None:
+        dtype = op.x.dtype
+        dims = [self._dim(dim) for dim in op.x.shape]
+        item_bytes = dtype.block_bytes
+        if dtype.is_quantized:
+            dims, item_bytes = [], op.x.n_bytes(self._binding.bounds)
+        self.segment.add_copy(
+            source=self._read(op.x), target=self._write(op.out), item_bytes=item_bytes, dims=dims
+        )
+
+    def _check_index(self, index: Tensor, limit: int) -> None:
+        index = self._origin(index)
+        key = (index, limit)
+        if key not in self._checked:
+            self._checked.add(key)
+            self.segment.check_index(
+                name=index.name, data=self._index(index), limit=limit, n=self._dim(index.shape[0])
+            )
+
+    def _check_tables(self, op: Attention) -> None:
+        tables, rows, n_visible = (self._origin(t) for t in (op.tables, op.rows, op.n_visible))
+        n_cells = value_of(op.k_state.shape[0], self._binding.bounds)
+        key = (tables, rows, n_visible, op.page_size, n_cells)
+        if key in self._checked:
+            return
+        self._checked.add(key)
+        self.segment.check_tables(
+            names=[tables.name, rows.name, n_visible.name],
+            tables=self._index(tables),
+            rows=self._index(rows),
+            n_visible=self._index(n_visible),
+            page_size=op.page_size,
+            n_cells=n_cells,
+            max_seqs=value_of(tables.shape[0], self._binding.bounds),
+            n=self._dim(rows.shape[0]),
+            n_seqs=self._dim(tables.shape[0]),
+            n_pages=self._dim(tables.shape[1]),
+        )
+
+    def _origin(self, index: Tensor) -> Tensor:
+        """Where an index array is before the first op runs: itself, or what is copied from another device."""
+        index = self._copied.get(index, index)
+        if index.role is not Role.INPUT and index not in self._copied.values():
+            raise ValueError(
+                f"{index} is computed: an index array has to be an input, so that it can be checked"
+            )
+        return index
+
+    def _dim(self, dim: Dim) -> int:
+        return -1 - self.symbols.index(dim.name) if isinstance(dim, Sym) else dim
+
+    def _f32(self, tensor: Tensor) -> int:
+        if tensor.dtype is not DType.F32:
+            raise ValueError(f"{tensor} is not F32")
+        return self._read(tensor)
+
+    def _index(self, tensor: Tensor) -> int:
+        if tensor.dtype is not DType.I32:
+            raise ValueError(f"{tensor} is not I32")
+        return self._read(tensor)
+
+    def _write(self, tensor: Tensor) -> int:
+        address = self._read(tensor)
+        if not self._binding.memory[tensor].flags.writeable:
+            raise ValueError(f"the memory of {tensor} is read-only, and an op writes it")
+        return address
+
+    def _read(self, tensor: Tensor) -> int:
+        """The address of memory that is large enough at the bounds and lies where its elements may lie."""
+        memory = self._binding.memory[tensor]
+        needed = tensor.n_bytes(self._binding.bounds)
+        if memory.nbytes < needed or not memory.flags.c_contiguous:
+            raise ValueError(f"the memory of {tensor} has {memory.nbytes} bytes, needs {needed}, contiguous")
+        address = memory.ctypes.data
+        if tensor.role is not Role.WEIGHT and address % WORD_BYTES:
+            raise ValueError(f"{tensor} at {address:#x} is not aligned to {WORD_BYTES} bytes")
+        return address
+
+
+def _native(rotation: Rotation | None) -> tuple[list[float], float, bool]:
+    if rotation is None:
+        return [], 1.0, False
+    return list(rotation.inv_freq), rotation.magnitude, rotation.style == "neox"
+
+
+def _width(tensor: Tensor) -> int:
+    last = tensor.shape[-1]
+    if not isinstance(last, int):
+        raise ValueError(f"{tensor} has rows of unknown length")
+    return last
