@@ -50,7 +50,7 @@ class SubscribeDevices(Msg, frozen=True):
 
 
 class Device(Msg, frozen=True):
-    """One device.  `usable` is False with a reason when runners cannot execute on it."""
+    """One device.  `is_usable` is False with a reason when runners cannot execute on it."""
 
     id: str  # "cpu", "GPU-1b2c..." (UUID)
     library: str  # "cpu", "cuda"
@@ -531,7 +531,7 @@ class ErrorInfo(Msg, frozen=True):
 
 
 class Hello(Msg, frozen=True):
-    """First frame each way."""
+    """First frame each way.  Its fields never change, so that any two versions can tell each other apart."""
 
     name: str
     pid: int
@@ -568,7 +568,7 @@ class End(Msg, frozen=True):
 
 
 class Fail(Msg, frozen=True):
-    """The answer failed; the stream is closed."""
+    """The answer failed; the stream is closed.  On stream 0: why the sender closes the connection."""
 
     stream: Count
     error: ErrorInfo

@@ -1,0 +1,70 @@
+"""Showing how a load goes: the request goes by HTTP, its progress is read from the scheduler's socket."""
+
+import threading
+from collections.abc import Callable
+
+import trio
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
+
+from actors.cli.context import Cli
+from actors.cli.talk import Settings, load
+from actors.client import open_client
+from actors.errors import RuntimeFault
+from actors.protocol import LoadedModel, LoadProgress
+
+LOOK_EVERY_S = 0.1  # a bar that moves less often looks stuck
+
+
+def load_with_progress(cli: Cli, settings: Settings) -> None:
+    """Load the model; a spinner or a bar on standard error meanwhile, if that is a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        load(cli.http, settings)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), DownloadColumn(binary_units=True))
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(f"loading {settings.model}", total=None)
+        _while_watching(cli, lambda model: _show(progress, task, model), lambda: load(cli.http, settings))
+
+
+def _while_watching(cli: Cli, show: Callable[[LoadedModel], None], work: Callable[[], object]) -> None:
+    """Do the work on this thread, while another shows the model that is loading; needs the sockets for it."""
+    if not cli.is_local:
+        work()
+        return
+    done = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(cli, show, done), name="progress", daemon=True)
+    watcher.start()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join(timeout=1.0)
+
+
+def _watch(cli: Cli, show: Callable[[LoadedModel], None], done: threading.Event) -> None:
+    async def look() -> None:
+        async with open_client(cli.config.run_dir, name="cli") as client:
+            while not done.is_set():
+                for model in await client.loaded():
+                    if model.progress is not None:
+                        show(model)
+                await trio.sleep(LOOK_EVERY_S)
+
+    try:
+        trio.run(look)
+    except RuntimeFault:
+        return  # the load itself tells of anything that matters; this is only the picture of it
+
+
+def _show(progress: Progress, task: TaskID, model: LoadedModel) -> None:
+    state: LoadProgress | None = model.progress
+    if state is None:
+        return
+    progress.update(
+        task,
+        description=f"{state.phase} {model.model.name}",
+        completed=state.done_bytes,
+        total=state.total_bytes or None,
+    )

@@ -1,0 +1,36 @@
+"""Tables for people and for awk: left aligned, four blanks apart, one header line, no borders, no colours."""
+
+from collections.abc import Sequence
+
+from rich.cells import cell_len
+
+GAP = " " * 4
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lines of equal columns; every line ends with blanks up to the last column's width but one."""
+    lines = [list(header), *([clean(cell) for cell in row] for row in rows)]
+    widths = [max(cell_len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        GAP.join(
+            cell + " " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def clean(text: str) -> str:
+    """Without control characters: names and errors come from elsewhere, and terminals obey those."""
+    return "".join(char if char.isprintable() else "�" for char in text)
+
+
+def section(title: str, rows: Sequence[tuple[str, str]]) -> str:
+    """A titled block of `show`: names and values, indented."""
+    if not rows:
+        return ""
+    width = max(cell_len(name) for name, _ in rows)
+    lines = [
+        f"    {clean(name)}{' ' * (width - cell_len(name))}{GAP}{clean(value)}".rstrip()
+        for name, value in rows
+    ]
+    return "\n".join([f"  {title}", *lines, ""])

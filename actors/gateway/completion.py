@@ -1,0 +1,162 @@
+"""From a prompt to a stream of text: lease, tokenise, generate, and go on elsewhere when a runner dies.
+
+The seed is fixed before the first token and randomness is keyed by (seed, position), so a second runner that
+is given the tokens delivered so far continues exactly where the first one stopped.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import msgspec
+import trio
+
+from actors.errors import PeerGone, RemoteProtocolError
+from actors.gateway.leases import Leases
+from actors.gateway.links import Links
+from actors.gateway.metrics import Metrics
+from actors.gateway.options import Options
+from actors.link import Link
+from actors.protocol import Acquire, Chunk, Finished, Generate, ModelSpec, Tokenize, Tokens
+
+log = logging.getLogger(__name__)
+
+MAX_RUNNERS = 3  # the first, and two more: a prompt that kills three is the cause itself
+RESUME_S = 0.5  # the scheduler hears of a death at once, but maybe after us
+NO_RUNNER_TRIES = 20  # leases at an address where nobody listens any more
+TOKENIZE_S = 60.0  # many megabytes of text take seconds
+
+Prompt = str | tuple[int, ...]
+OnChunk = Callable[[Chunk], Awaitable[None]]
+Tokenizer = Callable[[str, bool], Awaitable[tuple[int, ...]]]
+MakePrompt = Callable[[Tokenizer, int], Awaitable[Prompt]]
+
+
+class RunnerLost(PeerGone):
+    """Every runner that was given the request died."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to generate.  `make_prompt(tokenize, n_ctx)` is called once the model is loaded."""
+
+    model: ModelSpec
+    options: Options
+    make_prompt: MakePrompt
+    keep_alive_s: float | None = None
+    n_logprobs: int = -1
+    truncate: bool = True
+    shift: bool = True
+
+    @property
+    def acquire(self) -> Acquire:
+        """How the scheduler is asked for it."""
+        return Acquire(model=self.model, options=self.options.load, keep_alive_s=self.keep_alive_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a generation ended: counts and durations over all runners that took part."""
+
+    finished: Finished
+    load_s: float
+    total_s: float
+
+
+@dataclass(slots=True)
+class _Run:
+    """What is known of a job so far, whichever runner it is at."""
+
+    prompt: Prompt | None = None
+    delivered: list[int] = field(default_factory=list[int])
+    is_started: bool = False  # a runner has taken it
+
+
+class Completions:
+    """Runs jobs."""
+
+    def __init__(self, links: Links, leases: Leases, metrics: Metrics) -> None:
+        self._links = links
+        self._leases = leases
+        self._metrics = metrics
+
+    async def load(self, acquire: Acquire) -> None:
+        """Have a model loaded, and set how long it stays."""
+        async with self._leases.lease(acquire):
+            pass
+
+    async def run(self, job: Job, on_chunk: OnChunk) -> Outcome:
+        """Generate; each chunk is handed to `on_chunk`, and while that waits the sequence pauses.
+
+        RunnerLost when MAX_RUNNERS died of it; what scheduler and runner refuse with, as it is.
+        """
+        began_s = trio.current_time()
+        load_s: float | None = None
+        run, n_deaths, n_absent = _Run(), 0, 0
+        while True:
+            async with self._leases.lease(job.acquire) as lease:
+                load_s = trio.current_time() - began_s if load_s is None else load_s
+                run.is_started = False
+                try:
+                    async with self._links.use(lease.address) as link:
+                        finished = await self._generate(link, job, lease.n_ctx, run, on_chunk)
+                        break
+                except PeerGone as exc:
+                    log.warning("runner %s is gone: %s", lease.runner_id, exc.message)
+                    n_deaths += run.is_started
+                    n_absent += not run.is_started
+                    if n_deaths >= MAX_RUNNERS or n_absent >= NO_RUNNER_TRIES:
+                        raise _lost() from exc
+            await trio.sleep(RESUME_S)
+            if run.is_started:
+                self._metrics.resumed()
+        self._metrics.finished(finished)
+        return Outcome(finished, load_s, trio.current_time() - began_s)
+
+    async def _generate(self, link: Link, job: Job, n_ctx: int, run: _Run, on_chunk: OnChunk) -> Finished:
+        run.is_started = True
+        if run.prompt is None:
+            run.prompt = await job.make_prompt(_tokenizer(link), n_ctx)
+        request = Generate(
+            prompt=run.prompt,
+            sampling=job.options.sampling,
+            n_predict=job.options.n_predict,
+            stop=job.options.stop,
+            n_keep=job.options.n_keep,
+            truncate=job.truncate,
+            shift=job.shift,
+            n_logprobs=job.n_logprobs,
+            resume=tuple(run.delivered),
+        )
+        n_before = len(run.delivered)
+        async with link.request(request) as items:
+            async for item in items:
+                match item:
+                    case Chunk():
+                        run.delivered.extend(item.tokens)
+                        await on_chunk(item)
+                    case Finished():
+                        # this runner counts what it drew itself
+                        return msgspec.structs.replace(
+                            item, predicted_tokens=item.predicted_tokens + n_before
+                        )
+                    case _:
+                        raise RemoteProtocolError(f"a runner answered Generate with {type(item).__name__}")
+        raise RemoteProtocolError("a runner ended Generate without Finished", where="gateway.completion")
+
+
+def _tokenizer(link: Link) -> Tokenizer:
+    async def tokenize(text: str, add_special: bool) -> tuple[int, ...]:
+        with trio.move_on_after(TOKENIZE_S):
+            return (await link.ask(Tokenize(text=text, add_special=add_special), Tokens)).tokens
+        raise PeerGone(f"the runner did not tokenise within {TOKENIZE_S:.0f} s", where="gateway.completion")
+
+    return tokenize
+
+
+def _lost() -> RunnerLost:
+    return RunnerLost(
+        "model runner has unexpectedly stopped, this may be due to resource limitations or an internal error",
+        where="gateway.completion",
+        mend="see the runner's last words in the log",
+    )

@@ -1,0 +1,102 @@
+"""The process that renders templates: `python -m actors.gateway.templates.worker`, jobs in, outcomes out.
+
+It reads a frame (u32 length, MessagePack) with a Job from standard input, answers with an Outcome on standard
+output, and goes on until standard input ends.  A template may loop for ever or ask for all memory: the system
+stops this process then, by its alarm and its address-space limit, and the gateway starts another.
+"""
+
+import resource
+import signal
+import struct
+import sys
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+from jinja2 import Template, TemplateError, TemplateSyntaxError
+from jinja2.exceptions import SecurityError
+
+from actors.gateway.templates.sandbox import MAX_OUTPUT_CHARS, make_environment
+
+RENDER_LIMIT_S = 5.0  # the largest real template with 1000 turns takes under 0.1 s
+SUICIDE_S = 2 * RENDER_LIMIT_S  # the gateway kills at RENDER_LIMIT_S; this is for when it is gone
+MEMORY_BYTES = 1 << 30  # address space: jinja2 takes 100 MB, the longest prompts some tens
+MAX_FRAME_BYTES = 256 << 20
+KEPT_TEMPLATES = 16
+
+LENGTH = struct.Struct("<I")
+
+Json = Any  # what a JSON document holds; templates decide what they make of it
+
+
+class Job(msgspec.Struct, frozen=True):
+    """Render this template with these variables."""
+
+    template: str
+    variables: dict[str, Json]
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """The text, or why there is none."""
+
+    text: str = ""
+    error: str = ""
+
+
+_environment = make_environment()
+
+
+@lru_cache(maxsize=KEPT_TEMPLATES)
+def compile_template(text: str) -> Template:
+    """Compile, keeping the last few."""
+    return _environment.from_string(text)
+
+
+def render(job: Job) -> Outcome:
+    """Render in this process; every failure of the template becomes an Outcome with `error`."""
+    try:
+        pieces: list[str] = []
+        n_chars = 0
+        for piece in compile_template(job.template).generate(job.variables):
+            n_chars += len(piece)
+            if n_chars > MAX_OUTPUT_CHARS:
+                return Outcome(error=f"it makes more than {MAX_OUTPUT_CHARS} characters")
+            pieces.append(piece)
+        return Outcome(text="".join(pieces))
+    except MemoryError:
+        return Outcome(error="it takes too much memory")
+    except RecursionError:
+        return Outcome(error="it nests or recurses too deeply")
+    except SecurityError as exc:
+        return Outcome(error=f"it is not allowed to: {exc}")
+    except TemplateSyntaxError as exc:
+        return Outcome(error=_first_line(f"line {exc.lineno}: {exc.message}"))
+    except TemplateError as exc:
+        return Outcome(error=_first_line(str(exc)))
+    except Exception as exc:  # noqa: BLE001  # a template can provoke any error of the operations it is made of
+        return Outcome(error=_first_line(f"{type(exc).__name__}: {exc}"))
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the gateway, which then closes our input
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    decode = msgspec.msgpack.Decoder(Job).decode
+    encode = msgspec.msgpack.Encoder().encode
+    while len(head := sys.stdin.buffer.read(LENGTH.size)) == LENGTH.size:
+        job = decode(sys.stdin.buffer.read(LENGTH.unpack(head)[0]))
+        signal.setitimer(signal.ITIMER_REAL, SUICIDE_S)  # SIGALRM's default action: die
+        body = encode(render(job))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.stdout.buffer.write(LENGTH.pack(len(body)) + body)
+        sys.stdout.buffer.flush()
+
+
+def _first_line(text: str) -> str:
+    line = text.strip().splitlines()[0] if text.strip() else "no reason given"
+    return line if len(line) <= 500 else line[:497] + "..."
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Settings: where they come from, and what happens to bad ones."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from actors.config import Config, load_config, parse_host
+from actors.errors import ConfigError
+
+
+def load(**environ: str) -> Config:
+    return load_config(None, {"HOME": "/home/u", **environ})
+
+
+def test_without_settings_there_are_ollamas_defaults() -> None:
+    config = load()
+    assert (config.host, config.port, config.keep_alive_s) == ("127.0.0.1", 11434, 300.0)
+    assert config.models_dir == "/home/u/.ollama/models"
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("127.0.0.1", "127.0.0.1", 11434),
+        ("0.0.0.0", "0.0.0.0", 11434),
+        ("example.com:1234", "example.com", 1234),
+        (":1234", "", 1234),
+        ("http://example.com", "example.com", 80),
+        ("https://example.com", "example.com", 443),
+        ("https://example.com:8443/ollama", "example.com", 8443),
+        ("[::1]:1234", "::1", 1234),
+        ("[::1]", "::1", 11434),
+        ("::1", "::1", 11434),
+        ("localhost", "localhost", 11434),
+    ],
+)
+def test_host_follows_ollamas_grammar(text: str, host: str, port: int) -> None:
+    config = load(OLLAMA_HOST=text)
+    assert (config.host, config.port) == (host, port)
+
+
+def test_a_path_in_the_host_is_kept_for_clients() -> None:
+    assert parse_host("http://a.example:1/x/y").url == "http://a.example:1/x/y"
+
+
+@pytest.mark.parametrize(
+    ("host", "url"), [("0.0.0.0", "http://127.0.0.1:11434"), ("[::]", "http://[::1]:11434")]
+)
+def test_every_interface_is_reached_at_this_machines_own(host: str, url: str) -> None:
+    assert parse_host(host).url == url
+
+
+@pytest.mark.parametrize("bad", ["example.com:http", "h:65536", "ftp://x", "[::1", "h:-1"])
+def test_a_bad_host_stops_the_start_and_names_the_variable(bad: str) -> None:
+    with pytest.raises(ConfigError, match="OLLAMA_HOST"):
+        load(OLLAMA_HOST=bad)
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "field", "value"),
+    [
+        ("OLLAMA_MODELS", "/srv/models", "models_dir", "/srv/models"),
+        ("OLLAMA_MODELS", "~/m", "models_dir", "/home/u/m"),
+        ("OLLAMA_KEEP_ALIVE", "-1", "keep_alive_s", -1.0),
+        ("OLLAMA_KEEP_ALIVE", "10m", "keep_alive_s", 600.0),
+        ("OLLAMA_LOAD_TIMEOUT", "0", "load_timeout_s", 0.0),
+        ("OLLAMA_MAX_QUEUE", "7", "max_queue", 7),
+        ("OLLAMA_MAX_LOADED_MODELS", "0", "max_loaded", 0),
+        ("OLLAMA_NUM_PARALLEL", "2", "n_parallel", 2),
+        ("OLLAMA_CONTEXT_LENGTH", "8192", "n_ctx", 8192),
+        ("OLLAMA_KV_CACHE_TYPE", "F32", "kv_type", "f32"),
+        ("OLLAMA_ORIGINS", "http://a, app://*", "origins", ("http://a", "app://*")),
+        ("OLLAMA_DEBUG", "1", "log_level", "debug"),
+        ("OLLAMA_DEBUG", "false", "log_level", "info"),
+        ("RUNTIME_LOG_LEVEL", "warning", "log_level", "warning"),
+        ("RUNTIME_CPU_ISA", ' "avx2" ', "cpu_isa", "avx2"),
+        ("RUNTIME_RUN_DIR", "/run/x", "run_dir", "/run/x"),
+    ],
+)
+def test_each_variable_sets_its_field(variable: str, text: str, field: str, value: object) -> None:
+    assert getattr(load(**{variable: text}), field) == value
+
+
+@pytest.mark.parametrize(
+    ("variable", "bad"),
+    [
+        ("OLLAMA_KEEP_ALIVE", "soon"),
+        ("OLLAMA_MAX_QUEUE", "0"),
+        ("OLLAMA_NUM_PARALLEL", "-1"),
+        ("OLLAMA_CONTEXT_LENGTH", "8k"),
+        ("OLLAMA_KV_CACHE_TYPE", "q8_0"),
+        ("OLLAMA_DEBUG", "loud"),
+        ("RUNTIME_LOG_LEVEL", "trace"),
+    ],
+)
+def test_a_bad_variable_is_named_with_what_was_expected(variable: str, bad: str) -> None:
+    with pytest.raises(ConfigError, match=f'{variable} is "{bad}": expected'):
+        load(**{variable: bad})
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text('port = 1\nn_ctx = 2\nkeep_alive_s = "1m"\n')
+    config = load_config(file, {"OLLAMA_HOST": ":3", "HOME": "/"})
+    assert (config.port, config.n_ctx, config.keep_alive_s) == (3, 2, 60.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [("prot = 1", "prot"), ("port = 'x'", r"\$\.port"), ("port = 99999", r"\$\.port"), ("port", "not TOML")],
+)
+def test_a_bad_file_is_named_with_its_key(tmp_path: Path, text: str, names: str) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=names) as caught:
+        load_config(file, {})
+    assert "c.toml" in caught.value.message
+
+
+def test_a_named_file_has_to_exist() -> None:
+    with pytest.raises(ConfigError, match=r"/nowhere/c\.toml"):
+        load(RUNTIME_CONFIG="/nowhere/c.toml")
+
+
+def test_the_users_file_is_found(tmp_path: Path) -> None:
+    (tmp_path / "actor-runtime").mkdir()
+    (tmp_path / "actor-runtime" / "config.toml").write_text("max_queue = 9\n")
+    assert load(XDG_CONFIG_HOME=str(tmp_path)).max_queue == 9
+
+
+def test_sockets_are_in_the_users_runtime_directory() -> None:
+    config = load(XDG_RUNTIME_DIR="/run/user/7")
+    assert config.socket_address("scheduler") == "unix:/run/user/7/actor-runtime/scheduler.sock"
+
+
+def test_without_a_runtime_directory_sockets_are_in_the_users_own_place() -> None:
+    assert load().run_dir == f"/tmp/actor-runtime-{os.getuid()}"
