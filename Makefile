@@ -3,46 +3,66 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-NATIVE_SOURCES := CMakeLists.txt pyproject.toml $(wildcard kernels/cpu/*.cpp kernels/cpu/*.hpp kernels/cpu/*.inc)
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PYTEST := $(BIN)/python -m pytest -q
 SOURCES := actors kernels tests tools
+NATIVE := $(sort $(wildcard kernels/cpu/*.cpp kernels/cpu/*.hpp kernels/cpu/*.inc))
+BUILD_TOOLS := "scikit-build-core>=0.11" "nanobind>=2.9" "cmake>=3.26" "ninja>=1.11"
+FUZZ_S ?= 600
 
-.PHONY: run test setup dev lint format types unit kernels golden actors system faults fuzz sanitize docs clean
+.PHONY: help run test setup dev lint format types unit kernels golden actors system faults fuzz-slice fuzz \
+        sanitize sanitize-slice docs clean
 
-run: $(VENV)/.runtime ## start the runtime and talk to the built-in model
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+run: setup ## start the runtime and talk to the built-in model
 	@$(BIN)/runtime run --up
 
-test: lint types unit kernels golden actors system faults ## everything that must hold before a change lands
+test: lint types unit kernels golden actors system faults fuzz-slice sanitize-slice ## every check and test
 
-setup: $(VENV)/.runtime
-dev: $(VENV)/.dev
+setup: $(VENV)/.runtime ## make the environment and build
+dev: $(VENV)/.dev ## the same, with the tools of the tests
 
-$(BIN)/pip:
+$(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check -U pip
+	$(PIP) install -U pip
+	$(PIP) install $(BUILD_TOOLS)
+	@touch $@
 
-$(VENV)/.runtime: $(NATIVE_SOURCES) | $(BIN)/pip
-	@echo "building the runtime (a minute, once)"
-	$(BIN)/pip install -q --disable-pip-version-check "scikit-build-core>=0.11" "nanobind>=2.9" "cmake>=3.26" "ninja>=1.11"
-	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -e .
+$(VENV)/.runtime: CMakeLists.txt pyproject.toml $(NATIVE) | $(VENV)/.made
+	@echo "building the runtime; a few minutes, once"
+	$(PIP) install --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
-	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -e ".[dev]"
+	$(PIP) install --no-build-isolation -e ".[dev]"
 	@touch $@
 
-lint: dev ## format and lint, without changing anything
+lint: dev ## formatting and lint, without changing anything
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
-	$(BIN)/clang-format --dry-run --Werror $(wildcard kernels/cpu/*.cpp kernels/cpu/*.hpp kernels/cpu/*.inc)
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 
 format: dev ## put everything in shape
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
-	$(BIN)/clang-format -i $(wildcard kernels/cpu/*.cpp kernels/cpu/*.hpp kernels/cpu/*.inc)
+	$(BIN)/clang-format -i $(NATIVE)
 
-types: dev
+types: dev ## pyright, strict
 	$(BIN)/basedpyright
 
 unit kernels golden actors system faults: dev
 	$(PYTEST) tests/$@
+
+fuzz-slice: dev
+	$(PYTEST) tests/fuzz
+
+fuzz: dev ## a long run of the fuzzer, FUZZ_S seconds
+	$(BIN)/python tests/fuzz/fuzz_gguf.py -max_total_time=$(FUZZ_S)
+
+docs: dev ## generate docs/protocol.md
+	$(BIN)/python -m tools.protocol_docs
+
+clean: ## remove what was built
+	rm -rf $(VENV) build kernels/cpu/*.so

@@ -5,9 +5,9 @@
             if isinstance(item, Chunk):
                 show(item.text)
 
-`SyncClient` in `actors/sync_client.py` has the same methods without `async`.  Faults are
-`errors.RuntimeFault`: PeerGone when the runtime is not up, ModelNotFound, CapacityError with the numbers, and so on.  A call has no
-deadline but those of the connection itself; set one with `trio.fail_after`.
+`SyncClient` in `actors/sync_client.py` has the same methods without `async`.  What goes wrong is a kind of
+`errors.RuntimeFault`: PeerGone when the runtime is not up, ModelNotFound, CapacityError with the numbers, and
+so on.  A call has no deadline but those of the connection itself; set one with `trio.fail_after`.
 """
 
 import os

@@ -13,6 +13,7 @@ stream, streams per link, the outbox, the frame's length.  The opener's reader n
 outbox, so two links that are both full cannot block one another.
 """
 
+from collections import deque
 from collections.abc import AsyncGenerator, Collection
 from contextlib import asynccontextmanager
 from typing import Final, TypeVar
@@ -49,7 +50,7 @@ class ItemStream:
         self._refill = max(1, credit // 2)
         self._credit = credit  # what the peer may still send
         self._taken = 0  # taken by the reader and not yet granted again
-        self._items: list[Item] = []  # newest last; never longer than the credit given
+        self._items: deque[Item] = deque()  # never longer than the credit given
         self._ended: RuntimeFault | None = None
         self._is_done = False
         self._news = trio.lowlevel.ParkingLot()
@@ -77,7 +78,7 @@ class ItemStream:
                 raise self._ended or trio.EndOfChannel
             await self._news.park()
         self._taken += 1
-        return self._items.pop(0)
+        return self._items.popleft()
 
     async def _grant(self) -> None:
         n, is_sent = self._taken, False

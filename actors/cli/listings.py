@@ -9,7 +9,7 @@ import click
 from actors.cli.context import Cli, pass_cli, say_json
 from actors.cli.http import Json
 from actors.cli.memory import loaded_text
-from actors.cli.tables import clean, section, table
+from actors.cli.tables import clean, section, table, terminal_width
 from actors.cli.words import human_bytes, human_time
 from actors.errors import RequestError
 
@@ -47,7 +47,7 @@ def list_text(models: Iterable[Json], now: datetime) -> str:
         )
         for model in models
     ]
-    return table(("NAME", "ID", "SIZE", "MODIFIED"), rows)
+    return table(("NAME", "ID", "SIZE", "MODIFIED"), rows, terminal_width())
 
 
 @click.command()
@@ -91,7 +91,7 @@ def ps_text(models: Iterable[Json], now: datetime) -> str:
         )
         for model in models
     ]
-    return table(("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"), rows)
+    return table(("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"), rows, terminal_width())
 
 
 def _processor(size_bytes: int, vram_bytes: int) -> str:

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import trio
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, Task, TaskID, TextColumn
+from rich.text import Text
 
 from actors.cli.context import Cli
 from actors.cli.talk import Settings, load
@@ -22,10 +23,18 @@ def load_with_progress(cli: Cli, settings: Settings) -> None:
     if not console.is_terminal:
         load(cli.http, settings)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), DownloadColumn(binary_units=True))
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), _Amount(binary_units=True))
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(f"loading {settings.model}", total=None)
         _while_watching(cli, lambda model: _show(progress, task, model), lambda: load(cli.http, settings))
+
+
+class _Amount(DownloadColumn):
+    """Bytes done of bytes in all; nothing in the phases that have no bytes."""
+
+    def render(self, task: Task) -> Text:
+        """For rich."""
+        return Text() if task.total is None else super().render(task)
 
 
 def _while_watching(cli: Cli, show: Callable[[LoadedModel], None], work: Callable[[], object]) -> None:

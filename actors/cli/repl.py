@@ -7,6 +7,7 @@ from typing import Protocol
 
 import click
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application import get_app
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
@@ -60,7 +61,12 @@ class Editor:
 
     def read(self, *, goes_on: bool) -> str:
         """The next line; EOFError at Ctrl-D, KeyboardInterrupt at Ctrl-C."""
-        placeholder = None if goes_on else FormattedText([("fg:ansibrightblack", PLACEHOLDER)])
+
+        def placeholder() -> FormattedText:
+            # not in what is left standing once the line is over
+            is_shown = not goes_on and not get_app().is_done
+            return FormattedText([("fg:ansibrightblack", PLACEHOLDER)] if is_shown else [])
+
         return self._session.prompt("... " if goes_on else ">>> ", placeholder=placeholder)
 
 

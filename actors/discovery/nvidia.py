@@ -1,6 +1,7 @@
 """What the NVIDIA driver says of its GPUs; the only file that imports pynvml."""
 
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false  # pynvml has no stubs
+# pynvml has no stubs:
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
 
 import pynvml
 

@@ -6,12 +6,12 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from actors.gateway.dialect import NATIVE, OPENAI, Dialect
 from actors.gateway.exchange import Endpoint, Exchange, Handler
-from actors.gateway.guard import Guard, HostRule, OriginRule
+from actors.gateway.guard import Guard, HostRule, OriginRule, Refusal
 from actors.gateway.health import Health
 from actors.gateway.management import OllamaModels
 from actors.gateway.metrics import Metrics
@@ -94,4 +94,4 @@ async def _plain(_request: Request, exc: Exception) -> Response:
     """Unknown paths and wrong verbs."""
     assert isinstance(exc, HTTPException)
     text = {404: "404 page not found", 405: "405 method not allowed"}.get(exc.status_code, exc.detail)
-    return PlainTextResponse(text, status_code=exc.status_code, headers=exc.headers)
+    return Refusal(exc.status_code, text, exc.headers)

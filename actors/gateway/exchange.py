@@ -19,14 +19,13 @@ from starlette.types import Message, Receive, Scope, Send
 from actors.errors import RequestError, RuntimeFault
 from actors.faults import sole_fault
 from actors.gateway.dialect import NATIVE, Dialect
+from actors.gateway.draining import take_rest, wait_gone
 from actors.gateway.fields import Fields, read_fields
 from actors.gateway.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 BODY_STALL_S = 60.0  # a client that sends nothing for so long in the middle of a body is not coming back
-DRAIN_S = 5.0  # a client that sends too much is let finish within this and DRAIN_BYTES, or it would not
-DRAIN_BYTES = 64 << 20  # see the answer
 BIG_JSON_BYTES = 1 << 20  # decoding more than this takes so long that the loop should not wait for it
 
 CLIENT_GONE = 499  # nginx's number, which Ollama uses too
@@ -89,7 +88,8 @@ class Exchange:
             n_bytes += len(part)
             if n_bytes > self._max_body_bytes:
                 parts.clear()
-                await self._drain()
+                if self._has_body:
+                    await take_rest(self._receive)
                 raise BodyTooLarge(
                     f"the request body is larger than {self._max_body_bytes} bytes",
                     where="body",
@@ -126,14 +126,6 @@ class Exchange:
             return await self._receive()
         raise BodyStalled(f"no byte of the request body came for {BODY_STALL_S:.0f} s", where="body")
 
-    async def _drain(self) -> None:
-        n_bytes = 0
-        with trio.move_on_after(DRAIN_S):
-            while (part := await self.next_part()) is not None:
-                n_bytes += len(part)
-                if n_bytes > DRAIN_BYTES:
-                    return
-
     def watch(self) -> None:
         """From now on take and drop what the client sends, and cancel the nursery when it hangs up."""
         if not self._is_watching:
@@ -141,8 +133,7 @@ class Exchange:
             self._nursery.start_soon(self._watch)
 
     async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+        await wait_gone(self._receive)
         # after a complete answer the server says "disconnect" too, while it is still tidying up
         if not self.is_ending:
             self._nursery.cancel_scope.cancel()

@@ -7,10 +7,14 @@ that had its own name point at 127.0.0.1 (rebinding) by the Host it then must se
 import ipaddress
 import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+import trio
 from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from actors.gateway.draining import take_rest, wait_gone
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "0.0.0.0", "[::1]")
 APP_SCHEMES = (
@@ -124,6 +128,21 @@ def _is_ours(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     return True
 
 
+class Refusal(PlainTextResponse):
+    """An answer that does not look at the request's body, but takes it all the same."""
+
+    def __init__(self, status: int, text: str = "", headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(text, status_code=status, headers=dict(headers or {}))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+        await take_rest(receive)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait_gone, receive)
+            await super().__call__(scope, receive, send)
+            nursery.cancel_scope.cancel()
+
+
 class Guard:
     """ASGI middleware: 403 with an empty body for what the rules refuse, CORS headers for what they allow."""
 
@@ -134,16 +153,17 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or refuse it."""
-        if scope["type"] != "http":
-            return  # hypercorn ends a connection that asks for anything else
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+            return
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin", "")
         if not self._hosts.allows(host) or (origin and not self._origins.allows(origin, host)):
-            await _reply(send, 403, {})
+            await Refusal(403)(scope, receive, send)
         elif not origin:
             await self._app(scope, receive, send)
         elif scope["method"] == "OPTIONS":
-            await _reply(send, 204, _cors(origin) | _preflight())
+            await Refusal(204, headers=_cors(origin) | _preflight())(scope, receive, send)
         else:
             await self._app(scope, receive, _with_headers(send, _cors(origin)))
 
@@ -171,9 +191,3 @@ def _with_headers(send: Send, headers: dict[str, str]) -> Send:
         await send(message)
 
     return send_with
-
-
-async def _reply(send: Send, status: int, headers: dict[str, str]) -> None:
-    length = {} if status == 204 else {"content-length": "0"}
-    await send({"type": "http.response.start", "status": status, "headers": _encoded(headers | length)})
-    await send({"type": "http.response.body", "body": b"", "more_body": False})

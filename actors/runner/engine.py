@@ -31,7 +31,8 @@ SEED_BITS = 63
 
 
 def sampling_params(sampling: Sampling) -> SamplingParams:
-    """The kernels' words for a request's; a seed is chosen where there is none.  RequestError names a bad value."""
+    """The kernels' words for a request's; a seed is chosen where there is none.  RequestError names a bad
+    value."""
     values = msgspec.structs.asdict(sampling)
     if sampling.seed < 0:
         values["seed"] = secrets.randbits(SEED_BITS)
@@ -199,9 +200,7 @@ class Engine:
         params = sampling_params(request.sampling)
         limit = request.n_predict if request.n_predict >= 0 else MAX_PREDICT_CONTEXTS * n_ctx
         output = Output(tokenizer, request.stop)
-        sequence = Sequence(
-            seq_id, request, params, kept, len(kept), len(tokens) - len(kept), limit, output
-        )
+        sequence = Sequence(seq_id, request, params, kept, len(kept), len(tokens) - len(kept), limit, output)
         for token in request.resume:
             output.push(token)  # what it gives was delivered before
         sequence.n_drawn = len(request.resume)

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from kernels.cpu.sampler import NanLogits, SamplingParams, logprobs, sample
 
 from actors.protocol import Logprob, TokenLogprob
 from actors.runner.cache.causal import CausalCache, Slot
 from actors.runner.tokenizer.tokenizer import Tokenizer
+from kernels.cpu.sampler import NanLogits, SamplingParams, logprobs, sample
 from kernels.executable import Executable
 from kernels.ops.op import F32, Array
 

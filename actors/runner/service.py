@@ -10,6 +10,7 @@ import enum
 import os
 from collections.abc import Mapping
 
+import msgspec
 import trio
 
 from actors.actor import not_understood, stay_connected
@@ -24,6 +25,7 @@ from actors.protocol import (
     Finished,
     Fit,
     Generate,
+    LoadOptions,
     LoadProgress,
     Register,
     Request,
@@ -51,6 +53,18 @@ MOVES: Mapping[Phase, frozenset[Phase]] = {
     Phase.ALLOCATED: frozenset({Phase.READY, Phase.EMPTY}),
     Phase.READY: frozenset({Phase.EMPTY}),
 }
+
+
+def with_defaults(options: LoadOptions, config: Config) -> LoadOptions:
+    """What a request left open, as the configuration has it."""
+    return msgspec.structs.replace(
+        options,
+        n_ctx=options.n_ctx or config.n_ctx,
+        n_batch=options.n_batch or config.n_batch,
+        n_thread=options.n_thread or config.n_thread,
+        n_parallel=options.n_parallel or config.n_parallel,
+        kv_type=options.kv_type or config.kv_type,
+    )
 
 
 class Runner:
@@ -194,8 +208,9 @@ class Runner:
         await stay_connected(self._config.socket_address("scheduler"), f"runner-{self._runner_id}", hold)
 
     def _open(self, request: Fit | Alloc) -> Model:
-        backends = open_backends(self._config, request.options.n_thread)
-        return Model.open(request.model, request.options, request.placement, backends)
+        options = with_defaults(request.options, self._config)
+        backends = open_backends(self._config.cpu_isa, options.n_thread)
+        return Model.open(request.model, options, request.placement, backends)
 
     def _ready_model(self) -> Model:
         if self._phase is not Phase.READY or self._model is None:

@@ -19,6 +19,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self._devices: tuple[Device, ...] = ()
+        self.n_cores = 0  # that do work on this host; 0 until discovery has spoken
         self._held: dict[str, dict[str, Held]] = {}  # by runner, then by device
         self._since: Counter[str] = Counter()  # bytes taken since the last reading, by device
 
@@ -30,6 +31,7 @@ class Ledger:
     def update(self, devices: Devices) -> None:
         """A new reading: what happened before it is in it."""
         self._devices = devices.devices
+        self.n_cores = devices.cpu.n_cores
         self._since.clear()
 
     def hold(self, runner_id: str, report: MemoryReport, *, is_new: bool) -> None:

@@ -142,8 +142,9 @@ def serves(
 ) -> bool:
     """Whether a model loaded with `options` serves a request for `wanted`, or must be loaded anew.
 
-    Fields left open mean the defaults; an open context and an open number of GPU layers are content with
-    anything.  A context that was cut to the trained one is still the context that was asked for.
+    A field that the request leaves open is content with anything; one that the load left open has the
+    default.
+    A context that was cut to the trained one is still the context that was asked for.
     """
     if wanted.n_ctx not in (0, options.n_ctx) and (
         report is None or _n_ctx_of(wanted, report) != report.n_ctx
@@ -152,8 +153,7 @@ def serves(
     if wanted.n_gpu >= 0 and wanted.n_gpu != options.n_gpu:
         return False
     return all(
-        (getattr(options, field) or getattr(defaults, field))
-        == (getattr(wanted, field) or getattr(defaults, field))
+        getattr(wanted, field) in ("", 0, getattr(options, field) or getattr(defaults, field))
         for field in ("n_batch", "n_thread", "n_parallel", "kv_type")
     )
 

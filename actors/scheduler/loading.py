@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import msgspec
 import trio
 
 from actors.errors import CapacityError, PeerGone, RemoteProtocolError, RuntimeFault
@@ -55,6 +56,7 @@ class Means:
     ledger: Ledger
     journal: Journal
     stall_s: float  # silence longer than this kills a load
+    n_thread: int  # threads of a runner where the request names none; 0: one per core that discovery counts
 
 
 @dataclass(slots=True)
@@ -88,12 +90,14 @@ class Loading:
 
     async def _with_runner(self, use: Callable[[Link], Awaitable[T]]) -> T:
         self._advance(LoadProgress(phase="starting"))
-        self.started = await self.means.runners.spawn(self.runner_id)
         try:
+            self.started = await self.means.runners.spawn(self.runner_id)
             async with connect(self.started.address, name="scheduler") as link:
                 return await use(link)
         except PeerGone as gone:
             exited = await self.means.runners.exit_of(self.runner_id)
+            if self.started is None and exited is None:
+                raise  # it is the host that is gone
             raise death_of(self.model.name, exited, f"while loading ({self.where()})") from gone
 
     async def _load(self, link: Link) -> MemoryReport:
@@ -162,7 +166,7 @@ class Loading:
             self._last_tried = placement
             self._advance(LoadProgress(phase="fitting" if round_ is Round.FIT else "allocating"))
             ask = Fit if round_ is Round.FIT else Alloc
-            report = await self._ask(link, ask(self.model, self.options, placement))
+            report = await self._ask(link, ask(self.model, self._with_threads(), placement))
             self.on_sized(report)
             step = next_step(self._history(round_, tried, devices, policy), report)
             self._note(f"{round_.value}: {type(step).__name__.lower()}: {_words(step)}")
@@ -189,6 +193,11 @@ class Loading:
             others=others,
             other_names=tuple((name, sum(by_device.values())) for name, by_device in held if by_device),
         )
+
+    def _with_threads(self) -> LoadOptions:
+        """Discovery owns the number of cores that do work; inside a container a runner cannot know it."""
+        n_thread = self.options.n_thread or self.means.n_thread or self.means.ledger.n_cores
+        return msgspec.structs.replace(self.options, n_thread=n_thread)
 
     async def _ask(self, link: Link, request: Fit | Alloc | Commit) -> MemoryReport:
         """The runner's report; every item it sends on the way puts the stall time-out off."""

@@ -47,7 +47,9 @@ class Scheduler:
             on_known=self._host_is_back,
         )
         self._residents = Residents(self._runners, self._ledger, self._journal, self._changes)
-        means = Means(self._runners, self._ledger, self._journal, stall_s(config.load_timeout_s))
+        means = Means(
+            self._runners, self._ledger, self._journal, stall_s(config.load_timeout_s), config.n_thread
+        )
         defaults = LoadOptions(
             n_batch=config.n_batch,
             n_thread=config.n_thread,

@@ -36,11 +36,16 @@ _OURS: Final = (
 
 
 async def launch(
-    command: Sequence[str], sockets: Mapping[str, int], lifeline_fd: int, environ: Mapping[str, str]
+    command: Sequence[str],
+    sockets: Mapping[str, int],
+    lifeline_fd: int,
+    environ: Mapping[str, str],
+    stdout: int | None = None,
 ) -> trio.Process:
     """Start `command` with these listening sockets (name -> descriptor) and the lifeline's read end.
 
-    It gets a session of its own: a terminal's Ctrl-C is for the supervisor, which stops them in order.
+    Its standard output goes to our standard error, if not to `stdout`.  It gets a session of its own: a
+    terminal's Ctrl-C is for the supervisor, which stops its children in order.
     """
     fds = [*sockets.values(), lifeline_fd]
     numbers = ",".join(str(fd) for fd in fds)
@@ -49,7 +54,7 @@ async def launch(
         pass_fds=fds,
         start_new_session=True,
         stdin=subprocess.DEVNULL,
-        stdout=sys.stderr.fileno(),
+        stdout=sys.stderr.fileno() if stdout is None else stdout,
         env={key: value for key, value in environ.items() if key not in _OURS},
     )
 

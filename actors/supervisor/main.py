@@ -207,7 +207,6 @@ class _Runtime:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._mind_signals, nursery.cancel_scope)
             nursery.start_soon(self._announce)
-            nursery.start_soon(self._feed_watchdog)
             self._notifier.status("starting")
             for keeper in self._keepers:
                 nursery.start_soon(keeper.run)
@@ -217,8 +216,10 @@ class _Runtime:
             await keeper.wait_ready()
         self._notifier.send("READY=1", "STATUS=all actors answer")
         self._on_ready()
+        await self._feed_watchdog()
 
     async def _feed_watchdog(self) -> None:
+        # from READY=1 on, as systemd counts; starting has a time-out of its own
         while self._notifier.watchdog_s:
             self._notifier.send("WATCHDOG=1")
             await trio.sleep(self._notifier.watchdog_s / 3)

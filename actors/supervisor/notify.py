@@ -9,6 +9,7 @@ from typing import Final
 log = logging.getLogger(__name__)
 
 STATUS_MAX: Final = 400
+BUSY_S: Final = 1.0
 
 
 class Notifier:
@@ -25,7 +26,9 @@ class Notifier:
         if not self._address:
             return
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                # a manager whose queue is full loses a sign of life, but should not lose a READY=1
+                sock.settimeout(0.0 if states[0] == "WATCHDOG=1" else BUSY_S)
                 sock.sendto("\n".join(states).encode(), self._address)
         except OSError as exc:
             log.warning("the service manager could not be told %s: %s", states[0], exc)

@@ -136,7 +136,7 @@ int64_t choose(const std::vector<double>& logits, double highest, const Sampling
     if (p.typical_p < 1.0) keep_typical(candidates, highest, temperature, p.typical_p);
     if (p.top_p < 1.0) keep_top_p(candidates, std::max(p.top_p, 0.0));
     if (p.min_p > 0.0) {
-        const double floor = p.min_p * heaviest(candidates);
+        const double floor = std::min(p.min_p, 1.0) * heaviest(candidates);
         std::erase_if(candidates, [=](const Candidate& c) { return c.weight < floor; });
     }
     return draw(candidates, uniform(p.seed, p.position));

@@ -13,8 +13,8 @@ def sample(logits: F32, history: I32, params: SamplingParams, position: int, mas
     """The next token.  logits [n_vocab] f32, history [n] i32 oldest first, mask [n_vocab] u8 (0 forbids).
 
     position counts the tokens before this one: with the seed it keys the draw.  Arrays are contiguous; runs
-    without the GIL.  Raises NanLogits for logits without meaning, SamplingError when the mask leaves nothing or
-    history holds an id outside the vocabulary, ValueError for an empty row or a mask of another length.
+    without the GIL.  Raises NanLogits for logits without meaning, SamplingError when the mask leaves nothing
+    or history holds an id outside the vocabulary, ValueError for an empty row or a mask of another length.
     """
     _expect_row(logits)
     if mask is not None and mask.shape != logits.shape:

@@ -12,7 +12,7 @@ In this order, in float64:
 6. Typical-p below 1 (arXiv:2202.00666): the smallest set with a probability of more than typical_p whose
    surprise -ln p is nearest to the entropy.
 7. Top-p below 1: the smallest set of the likeliest with more than top_p of the weight; top_p 0 keeps one.
-8. Min-p: those with at least min_p times the largest weight.
+8. Min-p: those with at least min_p (1 at most) times the largest weight.
 9. The draw: u in [0, 1) times the kept weight; the first token, by id, at which the running sum exceeds it.
    Walking by id and not by weight makes the draw robust: noise in the logits reorders nothing.
 
@@ -99,7 +99,7 @@ def sample_ref(
     ids, logit, weight = _candidates(wide, params)
     ids, logit, weight = _typical(ids, logit, weight, params)
     ids, logit, weight = _top_p(ids, logit, weight, params)
-    kept = weight >= params.min_p * weight.max()
+    kept = weight >= min(params.min_p, 1.0) * weight.max()
     ids, logit, weight = ids[kept], logit[kept], weight[kept]
     running = np.cumsum(weight)
     above = np.flatnonzero(running > uniform(params.seed, position) * running[-1])

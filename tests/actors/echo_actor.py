@@ -15,6 +15,7 @@ from actors.link import Replies
 from actors.protocol import Request, Text, Tokenize, Tokens
 
 FAILS_AT_START: Final = "fails-at-start"
+FLOOD_BYTES: Final = 1 << 16
 
 
 class Echo:
@@ -24,6 +25,7 @@ class Echo:
         if config.cpu_isa == FAILS_AT_START:
             raise ConfigError("this cannot be", where="cpu_isa", mend="unset it")
         self._n_waiting = 0
+        self._n_flooded = 0
         self._http = take_socket("http")
         self._is_drained = trio.Event()
 
@@ -33,7 +35,7 @@ class Echo:
         await trio.sleep_forever()
 
     async def handle(self, request: Request, replies: Replies) -> None:
-        """ "hang": holds the loop; "exit": ends with code 3; "bug": raises; "wait": waits to be drained."""
+        """Misbehave as told: hang the loop, exit with 3, have a bug, refuse, wait to be drained, flood."""
         if not isinstance(request, Tokenize):
             raise not_understood(request)
         match request.text:
@@ -43,6 +45,10 @@ class Echo:
                 os._exit(3)
             case "bug":
                 raise ZeroDivisionError
+            case "flood":
+                while True:
+                    await replies.send(Text(text="x" * FLOOD_BYTES))
+                    self._n_flooded += 1
             case "refuse":
                 raise RequestError("no")
             case "wait":
@@ -62,7 +68,11 @@ class Echo:
 
     def gauges(self) -> dict[str, float]:
         """Whether the HTTP socket was handed down."""
-        return {"has_http": float(self._http is not None), "waiting": float(self._n_waiting)}
+        return {
+            "has_http": float(self._http is not None),
+            "waiting": float(self._n_waiting),
+            "flooded": float(self._n_flooded),
+        }
 
 
 if __name__ == "__main__":

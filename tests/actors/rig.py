@@ -118,7 +118,10 @@ class Running:
 class Rig:
     """What a test drives."""
 
-    def __init__(self, directory: Path, config: Config, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, directory: Path, config: Config, nursery: trio.Nursery, command: tuple[str, ...]
+    ) -> None:
+        self._command = command
         self.directory = directory
         self.config = config
         self.discovery = FakeDiscovery(100 * MIB)
@@ -183,7 +186,7 @@ class Rig:
 
     async def start_host(self) -> None:
         """The runner host, with fake runners."""
-        self.host = RunnerHost(self.config, FAKE_RUNNER)
+        self.host = RunnerHost(self.config, self._command)
         self.host_running = await self.start("host", self.host)
 
     async def pause(self) -> None:
@@ -280,7 +283,11 @@ class Asking:
 
 @asynccontextmanager
 async def rig(
-    directory: Path, *, with_scheduler: bool = True, **settings: object
+    directory: Path,
+    *,
+    with_scheduler: bool = True,
+    command: tuple[str, ...] = FAKE_RUNNER,
+    **settings: object,
 ) -> AsyncGenerator[Rig, None]:
     """Discovery, host and scheduler, started; all ended at the end of the block.  Fails after 30 s."""
     run_dir = directory / "run"
@@ -288,7 +295,7 @@ async def rig(
     config = msgspec.convert({"run_dir": str(run_dir)} | settings, Config)
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
-            made = Rig(directory, config, nursery)
+            made = Rig(directory, config, nursery, command)
             made.discovery_running = await made.start("discovery", made.discovery)
             await made.start_host()
             if with_scheduler:

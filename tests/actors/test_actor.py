@@ -13,10 +13,11 @@ import trio.testing
 from actors.actor import CONFIG_EXIT, stay_connected
 from actors.errors import ModelNotFound, PeerGone, RequestError
 from actors.inherited import bind_unix, inherited_fds
+from actors.lifeline import ORPHAN_EXIT
 from actors.link import Link, connect
 from actors.protocol import Explain, Explanation, Text, Tokenize, Tokens
 from tests.actors.echo_actor import FAILS_AT_START
-from tests.processes import environment, read_all, started, wait_stats
+from tests.processes import environment, hang, read_all, started, wait_stats
 
 ECHO = "tests.actors.echo_actor"
 
@@ -105,12 +106,9 @@ async def test_a_hung_actor_ends_with_its_lifeline_too(run_dir: Path) -> None:
     async with started(ECHO, "one", environ=environ, pass_fds=[reading]) as process:
         os.close(reading)
         await wait_stats(run_dir, "one")
-        async with (
-            connect(f"unix:{run_dir}/one.sock", name="test") as link,
-            link.request(Tokenize(text="hang")),
-        ):
-            os.close(writing)
-            assert await process.wait() != 0
+        await hang(run_dir, "one")
+        os.close(writing)
+        assert await process.wait() == ORPHAN_EXIT
 
 
 async def test_a_setting_that_cannot_be_used_has_an_exit_code_of_its_own(run_dir: Path) -> None:

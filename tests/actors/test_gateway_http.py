@@ -113,6 +113,17 @@ async def test_a_body_that_is_too_large_is_413(rig: Rig) -> None:
     assert (await rig.client.get("/")).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "host", "status"), [("/nothing", "localhost", 404), ("/", "evil.example", 403)]
+)
+async def test_a_refusal_takes_the_body_that_comes_with_it(
+    rig: Rig, path: str, host: str, status: int
+) -> None:
+    with trio.fail_after(10):
+        response = await rig.client.post(path, content=bytes(3_000_000), headers={"host": host})
+    assert response.status_code == status
+
+
 async def test_a_compressed_body_is_refused_by_name(rig: Rig) -> None:
     response = await rig.client.post("/api/chat", content=b"{}", headers={"content-encoding": "gzip"})
     assert (response.status_code, "gzip" in response.json()["error"]) == (400, True)

@@ -95,7 +95,8 @@ async def test_a_model_is_sized_allocated_loaded_used_and_closed(tmp_path: Path,
         assert [w.measured_bytes for w in device.weights] == [
             w.planned_bytes for w in planned.devices[0].weights
         ]
-        assert all(item.status == "allocated" for item in (*device.cache, device.graph))
+        assert [c.status for c in device.cache] == ["allocated"] * TINY.n_layer + ["planned"]
+        assert (device.graph.status, device.graph.measured_bytes) == ("allocated", device.graph.planned_bytes)
         text, done = await generate(link, Generate("hello", Sampling(temperature=0), n_predict=5))
         assert done.predicted_tokens == 5
         assert text
@@ -131,14 +132,14 @@ async def test_text_becomes_tokens_and_text_again(tmp_path: Path, spec: ModelSpe
     ("spoil", "error", "said"),
     [
         (lambda path: path.unlink(), ModelNotFound, "no such file|not found|does not exist"),
-        (lambda path: path.write_bytes(b"GGML" + bytes(40)), ModelError, "magic"),
-        (lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]), ModelError, ""),
-        (lambda path: path.write_bytes(path.read_bytes()[:8] + b"\xff" * 8 + bytes(64)), ModelError, ""),
+        (lambda path: path.write_bytes(b"GGML" + bytes(40)), ModelError, "not a GGUF file"),
+        (lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]), ModelError, None),
+        (lambda path: path.write_bytes(path.read_bytes()[:8] + b"\xff" * 8 + bytes(64)), ModelError, None),
     ],
     ids=["missing", "wrong magic", "cut short", "absurd count"],
 )
 async def test_a_bad_file_is_refused_and_the_runner_lives(
-    tmp_path: Path, spec: ModelSpec, spoil: Callable[[Path], object], error: type[RuntimeFault], said: str
+    tmp_path: Path, spec: ModelSpec, spoil: Callable[[Path], object], error: type[RuntimeFault], said: str | None
 ) -> None:
     bad = Path(shutil.copy(spec.path, tmp_path / "bad.gguf"))
     spoil(bad)

@@ -204,3 +204,14 @@ async def test_a_killed_runner_host_is_survived_by_the_scheduler(runtime: Rig) -
     await runtime.restart_host()
     async with runtime.leased(runtime.model("b")):
         await runtime.until_loaded("b")
+
+
+async def test_a_runner_that_cannot_start_says_why_in_one_line(run_dir: Path) -> None:
+    program = "import logging; logging.warning('hello'); raise ImportError('no kernels here')"
+    async with rig(run_dir, command=(sys.executable, "-c", program)) as runtime:
+        with pytest.raises(PeerGone) as caught:
+            async with runtime.leased(runtime.model("a")):
+                pass
+    assert caught.value.message == (
+        "a: the runner exited with status 1 while loading (starting): ImportError: no kernels here"
+    )

@@ -3,6 +3,8 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,14 +12,26 @@ from pathlib import Path
 import pytest
 import trio
 
-from actors.errors import PeerGone
 from actors.link import connect
 from actors.protocol import Text, Tokenize, Tokens
 from actors.supervisor.keeper import describe_exit
+from actors.supervisor.launch import launch, lifeline, stop
 from actors.supervisor.notify import Notifier
 from tests.actors.echo_actor import FAILS_AT_START
 from tests.actors.small_runtime import NAMES
-from tests.processes import environment, is_alive, kill, read_all, read_line, started, wait_stats, wait_until
+from tests.processes import (
+    CEILING_S,
+    ROOT,
+    environment,
+    hang,
+    is_alive,
+    kill,
+    read_all,
+    read_line,
+    started,
+    wait_stats,
+    wait_until,
+)
 
 RUNTIME = "tests.actors.small_runtime"
 WHOLE_S = 5.0
@@ -47,16 +61,6 @@ def children_of(pid: int) -> list[int]:
     except (FileNotFoundError, ProcessLookupError):
         return []
     return [int(child) for child in text.split()]
-
-
-async def tell(run_dir: Path, actor: str, text: str) -> None:
-    """Send a word to an actor that may not survive it."""
-    with trio.move_on_after(0.5):
-        try:
-            async with connect(f"unix:{run_dir}/{actor}.sock", name="test") as link:
-                await link.ask(Tokenize(text=text), Tokens)
-        except PeerGone:
-            return
 
 
 async def test_the_ready_line_says_where_and_how_fast(run_dir: Path) -> None:
@@ -108,7 +112,7 @@ async def test_connecting_to_a_dead_actor_waits_and_is_not_refused(run_dir: Path
 async def test_a_hung_actor_is_killed_and_started_again(run_dir: Path) -> None:
     async with up(run_dir) as (process, _):
         before = await wait_stats(run_dir, "two")
-        await tell(run_dir, "two", "hang")
+        await hang(run_dir, "two")
         await wait_stats(run_dir, "two", lambda stats: stats.pid != before.pid)
         process.terminate()
         assert "two did not answer within 2 s: killing it" in await read_all(process.stderr)
@@ -147,7 +151,7 @@ async def test_sigterm_finishes_what_has_begun_and_exits_0(run_dir: Path) -> Non
 
 async def test_a_second_sigterm_hurries(run_dir: Path) -> None:
     async with up(run_dir) as (process, _):
-        await tell(run_dir, "one", "hang")
+        await hang(run_dir, "one")
         process.terminate()
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGTERM)
@@ -187,6 +191,22 @@ async def test_a_port_in_use_is_named_with_the_way_out(run_dir: Path) -> None:
             assert await process.wait() == 1
     assert f"port {port} is in use" in text
     assert "set OLLAMA_HOST" in text
+
+
+async def test_a_port_that_systemd_holds_is_taken_from_it(run_dir: Path) -> None:
+    reading, writing = lifeline()
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        command = (sys.executable, "-m", RUNTIME)
+        environ = environment(run_dir, PYTHONPATH=str(ROOT))
+        process = await launch(command, {"http": held.fileno()}, reading, environ, subprocess.PIPE)
+        try:
+            with trio.fail_after(CEILING_S):
+                await wait_stats(run_dir, "front", lambda stats: stats.gauges["has_http"] == 1)
+                assert f"127.0.0.1:{held.getsockname()[1]}" in await read_line(process.stdout)
+        finally:
+            assert await stop(process, 10) == 0
+            os.close(reading)
+            os.close(writing)
 
 
 async def test_a_run_directory_of_others_is_refused(run_dir: Path) -> None:

@@ -14,9 +14,8 @@ GREEDY = {"temperature": 0}
 
 @pytest.fixture
 def client(runtime: Runtime) -> Iterator[ollama.Client]:
-    made = ollama.Client(host=runtime.url, trust_env=False)
-    yield made
-    made._client.close()
+    with ollama.Client(host=runtime.url, trust_env=False) as made:
+        yield made
 
 
 def test_the_built_in_model_is_listed_with_its_details(client: ollama.Client) -> None:

@@ -116,7 +116,7 @@ def test_each_user_gets_an_error_object_of_its_own() -> None:
         (LoadOptions(n_ctx=1024), LoadOptions(n_ctx=2048), False),
         (LoadOptions(), LoadOptions(n_ctx=4096), True),  # the report says 4096
         (LoadOptions(n_batch=512), LoadOptions(), True),
-        (LoadOptions(n_batch=256), LoadOptions(), False),
+        (LoadOptions(n_batch=256), LoadOptions(), True),
         (LoadOptions(), LoadOptions(n_batch=256), False),
         (LoadOptions(n_gpu=3), LoadOptions(n_gpu=-1), True),
         (LoadOptions(n_gpu=-1), LoadOptions(n_gpu=99), False),

@@ -104,6 +104,7 @@ def served_bytes(entry: Entry) -> bytes:
     return Path(entry.spec().path).read_bytes()
 
 
+ZEROS = b"0" * 64
 LIB = "registry.ollama.ai/library"
 
 
@@ -152,7 +153,7 @@ async def test_an_absent_folder_is_an_empty_library(library: Library) -> None:
     "text",
     [b"", b"{", b"[]", b'{"schemaVersion": 1}', b"\xff" * 10, b" " * (5 << 20),
      b'{"schemaVersion":2,"config":{"mediaType":"","digest":"sha256:../../x","size":1},"layers":[]}',
-     b'{"schemaVersion":2,"config":{"mediaType":"","digest":"sha256:' + b"0" * 64 + b'","size":1},"layers":[]}'],
+     b'{"schemaVersion":2,"config":{"mediaType":"","digest":"sha256:%b","size":1},"layers":[]}' % ZEROS],
 )  # fmt: skip
 async def test_a_corrupt_manifest_is_left_out_and_named_when_asked_for(
     store: Store, library: Library, text: bytes

@@ -117,16 +117,26 @@ async def test_replacing_a_model_drops_what_only_it_used(store: Store, library: 
     assert f"sha256-{hashlib.sha256(b'first').hexdigest()}" not in store.blobs()
 
 
-async def test_a_family_we_cannot_run_is_refused_by_name_and_nothing_is_written(
+async def test_a_family_we_cannot_run_is_refused_by_name_and_nothing_stays(
     store: Store, inspector: Inspector, library: Library
 ) -> None:
     inspector.info = msgspec.structs.replace(
         INFO, is_supported=False, reason="family 'mamba' is not implemented"
     )
     await library.upload(DIGEST, chunks(GGUF))
-    before = store.everything()
     with pytest.raises(Unsupported, match="mamba"):
         await library.create("mine", uploaded(system="s"))
+    assert store.everything() == {}
+
+
+async def test_a_refused_file_that_another_model_uses_stays(
+    store: Store, inspector: Inspector, library: Library
+) -> None:
+    store.model(f"{LIB}/other/latest", {"model": GGUF})
+    inspector.info = msgspec.structs.replace(INFO, is_supported=False, reason="no")
+    before = store.everything()
+    with pytest.raises(Unsupported):
+        await library.create("mine", uploaded())
     assert store.everything() == before
 
 

@@ -110,8 +110,8 @@ async def test_chatml_writes_calls_and_their_answers() -> None:
         {"role": "tool", "content": "sunny", "tool_name": "weather"},
     )
     assert text.endswith(
-        '<|im_start|>assistant\n<tool_call>\n{"name": "weather", "arguments": {"city": "Graz", "at": 7}}\n</tool_call>'
-        "<|im_end|>\n<|im_start|>user\n<tool_response>\nsunny\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+        '<|im_start|>assistant\n<tool_call>\n{"name": "weather", "arguments": {"city": "Graz", "at": 7}}\n'
+        "</tool_call><|im_end|>\n<|im_start|>user\n<tool_response>\nsunny\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
     )
 
 
@@ -239,7 +239,7 @@ async def test_a_bos_that_the_tokenizer_adds_is_not_written_twice(
     [
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
-        "{% set x = 10 ** 10 ** 9 %}{{ x }}",
+        "{{ 10 ** (10 ** 8) % 3 }}",
     ],
 )
 async def test_a_template_that_does_not_end_fails_its_request_and_the_next_one_works(template: str) -> None:
@@ -274,7 +274,7 @@ async def test_a_stuck_template_does_not_hold_up_others() -> None:
     "template",
     [
         "{{ 'x' * 10 ** 10 }}",
-        "{% set ns = namespace(s='xxxxxxxxxx') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+        "{% set n = namespace(s='xxxx') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
         "{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}",
         "{{ '%9999999999d' % 1 }}",
     ],

@@ -260,12 +260,12 @@ def test_words_are_cut_as_the_family_cuts_them(name: str, text: str, expected: l
 
 
 def test_an_unknown_pre_tokenizer_is_refused_by_name_with_the_known_ones() -> None:
-    with pytest.raises(Unsupported, match="'my-own'.*llama-bpe.*qwen2"):
+    with pytest.raises(Unsupported, match=r"'my-own'.*llama-bpe.*qwen2"):
         build(byte_level(pre="my-own"))
 
 
 def test_an_unknown_tokenizer_model_is_refused_by_name() -> None:
-    with pytest.raises(Unsupported, match="'rwkv'.*gpt2.*llama.*bert"):
+    with pytest.raises(Unsupported, match=r"'rwkv'.*gpt2.*llama.*bert"):
         build(byte_level(model="rwkv"))
 
 

@@ -31,9 +31,7 @@ def test_the_answer_does_not_depend_on_the_cuts(stops: list[str], pieces: list[s
 
 
 @given(STOPS, st.lists(st.text("abc", max_size=4), max_size=12))
-def test_nothing_is_sent_that_a_later_piece_could_make_part_of_a_stop(
-    stops: list[str], pieces: list[str]
-) -> None:
+def test_nothing_is_sent_that_may_become_part_of_a_stop(stops: list[str], pieces: list[str]) -> None:
     matcher, sent, fed = StopMatcher(stops), "", ""
     for piece in pieces:
         fed += piece

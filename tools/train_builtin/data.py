@@ -188,10 +188,13 @@ def slip(text: str, rng: random.Random) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A conversation as token ids; only positions whose `counts` is true are learnt."""
+    """A conversation as token ids; only positions whose `counts` is true are learnt. `asked_at` are the last
+    positions before an answer, `asked` the numbers of the entries that are asked there."""
 
     ids: tuple[int, ...]
     counts: tuple[bool, ...]
+    asked_at: tuple[int, ...]
+    asked: tuple[int, ...]
 
 
 class ChatEncoder:
@@ -224,20 +227,27 @@ class ChatEncoder:
         return [*ids, *self.message("user", question), self.start, *self.text("assistant\n")]
 
     def example(
-        self, turns: Sequence[tuple[str, str]], system: str, in_pieces: bool = False, is_cut: bool = False
+        self,
+        turns: Sequence[tuple[str, str, int]],
+        system: str,
+        in_pieces: bool = False,
+        is_cut: bool = False,
     ) -> Example:
         """A conversation; answers and their <|im_end|> count. Cut, it ends early in its last answer."""
         ids = self.message("system", system)
         counts, n_tail = [False] * len(ids), 0
+        asked_at: list[int] = []
         opening = [self.start, *self.text("assistant\n")]
-        for asked, answered in turns:
+        for asked, answered, _ in turns:
             head = [*self.message("user", asked, in_pieces), *opening]
             body = [*self.text(answered), self.end]
+            asked_at.append(len(ids) + len(head) - 1)
             ids += head + body + self.newline
             counts += [False] * len(head) + [True] * len(body) + [False] * len(self.newline)
             n_tail = len(body) + len(self.newline) - CUT_TOKENS
         n_keep = len(ids) - max(0, n_tail) if is_cut else len(ids)
-        return Example(tuple(ids[:n_keep]), tuple(counts[:n_keep]))
+        asked_entries = tuple(number for _, _, number in turns)
+        return Example(tuple(ids[:n_keep]), tuple(counts[:n_keep]), tuple(asked_at), asked_entries)
 
 
 def conversations(
@@ -247,6 +257,7 @@ def conversations(
     questions never occur, whatever rewording makes of the others."""
     rng = random.Random(seed)
     synonyms = read_synonyms()
+    numbers = {entry.name: number for number, entry in enumerate((*entries, outside))}
     held = {normal(question) for entry in (*entries, outside) for question in entry.held_out}
     deck: list[Entry] = []
     while True:
@@ -254,7 +265,7 @@ def conversations(
         system = DEFAULT_SYSTEM
         if rng.random() < P_SYSTEM:
             system = expand_system(rng, outside)
-        turns: list[tuple[str, str]] = []
+        turns: list[tuple[str, str, int]] = []
         for _ in range(n_turns):
             if not deck:
                 deck = list(entries)
@@ -265,7 +276,7 @@ def conversations(
                 question = reword(question, synonyms, rng)
             question = dress(question, rng)
             if normal(question) not in held:
-                turns.append((question, entry.answer))
+                turns.append((question, entry.answer, numbers[entry.name]))
         is_cut = rng.random() < P_CUT
         example = encoder.example(turns, system, in_pieces=rng.random() < P_PIECES, is_cut=is_cut)
         if turns and len(example.ids) <= n_ctx:

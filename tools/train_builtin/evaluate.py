@@ -150,19 +150,23 @@ def chat_before(entries: Sequence[Entry], rng: random.Random) -> tuple[tuple[str
 
 def write_questions(entries: Sequence[Entry], outcomes: Sequence[Outcome], path: Path) -> None:
     """Write what a system test asks: trained phrasings with a held-out one, and all held-out ones."""
-    right = {outcome.case.question for outcome in outcomes if outcome.is_right}
-    rng = random.Random(3)
+    right: dict[str, dict[str, None]] = {entry.name: {} for entry in entries}
+    for outcome in outcomes:
+        if outcome.is_right and not outcome.case.turns and outcome.case.system == DEFAULT_SYSTEM:
+            right[outcome.case.entry.name][outcome.case.question] = None
     lines = [
         "# What the built-in model is asked by the system tests. Made by",
         "#   python -m tools.train_builtin.evaluate --write-questions",
         "# from tools/train_builtin/handbook.toml; change that file, not this one.",
-        "# phrasings: three that training draws from, then one held out that this model answers rightly.",
+        "# phrasings: up to three that training draws from and one held out; this model answers them rightly.",
         "# held_out: all held-out phrasings of the entry; docs/builtin-model.md says how many are right.",
         "# must_contain: lower-case substrings of a right answer.",
     ]
     for entry in entries:
-        seen = [plain(question) for question in entry.trained(3, rng)]
-        held = [question for question in entry.held_out if question in right][:1]
+        mine = right[entry.name]
+        held = [question for question in entry.held_out if question in mine][:1]
+        lowered = {question.lower().rstrip("?.!") for question in entry.held_out}
+        seen = [question for question in mine if question.lower().rstrip("?.!") not in lowered][:3]
         lines += [
             "",
             "[[entry]]",

@@ -126,7 +126,12 @@ async def _from_gguf(
     if not await trio.to_thread.run_sync(path.is_file, limiter=disk.LIMITER):
         raise RequestError(f"no such blob or file: {shown}", where="library.create", mend="upload it first")
     await progress("parsing GGUF")
-    info = await inspect(str(path))
+    try:
+        info = await inspect(str(path))
+    except ModelError as fault:
+        # users know their file, not the name of its blob
+        text = fault.message.replace(str(path), shown)
+        raise type(fault)(text, where=fault.where, mend=fault.mend) from fault
     if not info.is_supported:
         raise Unsupported(f"{shown}: {info.reason}", where="library.create")
     if file is not None:

@@ -61,7 +61,7 @@ class Reader:
         path = name.manifest_path(self.manifests)
         before = self._digests_in(path)
         atomic.write_file(make(), path, self.blobs)
-        self._drop_unused(before)
+        self.drop_unused(before)
 
     def delete(self, name: ModelName) -> None:
         """Remove a manifest, the folders it leaves empty, and the blobs that no other manifest uses."""
@@ -75,7 +75,7 @@ class Reader:
         with suppress(OSError):  # not empty: other tags, other models
             for folder in list(path.parents)[:3]:
                 folder.rmdir()
-        self._drop_unused(digests)
+        self.drop_unused(digests)
 
     def _read(self, name: ModelName) -> Found:
         path = name.manifest_path(self.manifests)
@@ -130,7 +130,7 @@ class Reader:
         except (ModelError, RequestError, msgspec.DecodeError, UnicodeDecodeError):
             return set()
 
-    def _drop_unused(self, candidates: set[str]) -> None:
+    def drop_unused(self, candidates: set[str]) -> None:
         """Delete those blobs that no manifest points at; none at all while some manifest cannot be read."""
         unused = set(candidates)
         for path in self.manifests.glob("*/*/*/*"):

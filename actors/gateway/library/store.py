@@ -14,7 +14,7 @@ from pathlib import Path
 
 import trio
 
-from actors.errors import ModelNotFound, RequestError, RuntimeFault
+from actors.errors import ModelError, ModelNotFound, RequestError, RuntimeFault
 from actors.gateway.library import create, disk
 from actors.gateway.library.blobs import Blobs
 from actors.gateway.library.builtin import BUILTIN_NAME, BuiltIn
@@ -104,7 +104,11 @@ class Library:
         `progress` gets Ollama's status texts, "success" last.  RequestError for a recipe that makes no sense.
         """
         target = parse_name(name)
-        make = await create.prepare(recipe, self.find, self.blobs, self._inspect_path, progress, file)
+        try:
+            make = await create.prepare(recipe, self.find, self.blobs, self._inspect_path, progress, file)
+        except ModelError:
+            await self._drop_refused(recipe)
+            raise
         await progress("writing manifest")
         await self._write(target, make)
         await progress("success")
@@ -130,6 +134,12 @@ class Library:
         """Write the manifest that `make` (blocking) gives, under the case on disk if the name exists."""
         async with self._writing:
             await trio.to_thread.run_sync(self._reader.write, target, make, limiter=disk.LIMITER)
+
+    async def _drop_refused(self, recipe: Recipe) -> None:
+        """Delete what was uploaded for a model that cannot be, unless a model uses it: nobody else would."""
+        names = {parse_digest(digest).file_name for digest in recipe.files.values()}
+        async with self._writing:
+            await trio.to_thread.run_sync(self._reader.drop_unused, names, limiter=disk.LIMITER)
 
     async def _find_builtin(self) -> Entry | None:
         """The built-in model; None when this installation has no such file."""

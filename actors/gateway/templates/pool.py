@@ -8,10 +8,11 @@ import msgspec
 import trio
 
 import actors
-from actors.errors import RequestError
+from actors.errors import PeerGone, RequestError
 from actors.gateway.templates.worker import LENGTH, MAX_FRAME_BYTES, RENDER_LIMIT_S, Job, Outcome
 
 N_WORKERS = 2  # a render takes about a millisecond; a second worker is for while the first hangs
+START_S = 30.0  # of a Python process on a machine that is busy
 REAP_S = 2.0  # after SIGKILL
 
 COMMAND = (sys.executable, "-m", "actors.gateway.templates.worker")
@@ -33,15 +34,22 @@ class _Worker:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
+    async def wait_ready(self) -> None:
+        """Return when it has said that it is up."""
+        await self._outcome()
+
     async def render(self, body: bytes) -> Outcome:
         """Send a job, wait for its outcome; the caller kills the worker if this does not return."""
         assert self._process.stdin is not None
         try:
             await self._process.stdin.send_all(LENGTH.pack(len(body)) + body)
-            size: int = LENGTH.unpack(await self._read(LENGTH.size))[0]
-            return msgspec.msgpack.decode(await self._read(size), type=Outcome)
+            return await self._outcome()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise _WorkerGone from exc
+
+    async def _outcome(self) -> Outcome:
+        size: int = LENGTH.unpack(await self._read(LENGTH.size))[0]
+        return msgspec.msgpack.decode(await self._read(size), type=Outcome)
 
     async def _read(self, n: int) -> bytes:
         assert self._process.stdout is not None
@@ -135,6 +143,18 @@ class RenderPool:
         )
         worker = _Worker(process)
         self._workers.add(worker)
+        is_ready = False
+        try:
+            with trio.fail_after(START_S):
+                await worker.wait_ready()
+            is_ready = True
+        except (trio.TooSlowError, _WorkerGone) as exc:
+            raise PeerGone(
+                "a template worker did not start", where="templates.pool", mend="see its messages in the log"
+            ) from exc
+        finally:
+            if not is_ready:
+                await self._remove(worker)
         return worker
 
     async def _remove(self, worker: _Worker) -> None:

@@ -1,8 +1,9 @@
 """The process that renders templates: `python -m actors.gateway.templates.worker`, jobs in, outcomes out.
 
-It reads a frame (u32 length, MessagePack) with a Job from standard input, answers with an Outcome on standard
-output, and goes on until standard input ends.  A template may loop for ever or ask for all memory: the system
-stops this process then, by its alarm and its address-space limit, and the gateway starts another.
+Once it is up it says so with an Outcome.  Then it reads a frame (u32 length, MessagePack) with a Job from
+standard input, answers with an Outcome on standard output, and goes on until standard input ends.  A template
+may loop for ever or ask for all memory: the system stops this process then, by its alarm and its
+address-space limit, and the gateway starts another.
 """
 
 import resource
@@ -83,14 +84,19 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     decode = msgspec.msgpack.Decoder(Job).decode
-    encode = msgspec.msgpack.Encoder().encode
+    _answer(Outcome(text="ready"))
     while len(head := sys.stdin.buffer.read(LENGTH.size)) == LENGTH.size:
         job = decode(sys.stdin.buffer.read(LENGTH.unpack(head)[0]))
         signal.setitimer(signal.ITIMER_REAL, SUICIDE_S)  # SIGALRM's default action: die
-        body = encode(render(job))
+        outcome = render(job)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        sys.stdout.buffer.write(LENGTH.pack(len(body)) + body)
-        sys.stdout.buffer.flush()
+        _answer(outcome)
+
+
+def _answer(outcome: Outcome) -> None:
+    body = msgspec.msgpack.encode(outcome)
+    sys.stdout.buffer.write(LENGTH.pack(len(body)) + body)
+    sys.stdout.buffer.flush()
 
 
 def _first_line(text: str) -> str:

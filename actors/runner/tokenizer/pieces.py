@@ -11,7 +11,7 @@ _VISIBLE = (range(0x21, 0x7F), range(0xA1, 0xAD), range(0xAE, 0x100))
 
 
 def _byte_letters() -> tuple[str, ...]:
-    """The letter for each byte: itself where Latin-1 shows it, else the next code point from 256 on (GPT-2)."""
+    """The letter for each byte: itself where Latin-1 shows it, else the next from 256 on (GPT-2)."""
     letters = {byte: chr(byte) for visible in _VISIBLE for byte in visible}
     hidden = [byte for byte in range(256) if byte not in letters]
     letters.update((byte, chr(256 + n)) for n, byte in enumerate(hidden))
@@ -21,7 +21,9 @@ def _byte_letters() -> tuple[str, ...]:
 BYTE_LETTERS: tuple[str, ...] = _byte_letters()
 _BYTE_OF: Mapping[str, int] = MappingProxyType({letter: byte for byte, letter in enumerate(BYTE_LETTERS)})
 # what is in Latin-1 but no letter of the alphabet goes where encoding as Latin-1 fails
-_LETTER_TO_LATIN1 = {n: 0xFFFF for n in range(256)} | {ord(letter): byte for letter, byte in _BYTE_OF.items()}
+_LETTER_TO_LATIN1 = dict.fromkeys(range(256), 0xFFFF) | {
+    ord(letter): byte for letter, byte in _BYTE_OF.items()
+}
 
 MARKED_TYPES = (
     TokenType.CONTROL,

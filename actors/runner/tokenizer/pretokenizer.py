@@ -1,9 +1,9 @@
 r"""How byte-level BPE models cut text into words before merging, by the name in `tokenizer.ggml.pre`.
 
-A model merges well only inside the words that it was trained on, so the rules are part of the model: they are the
-regular expressions of the models' own published tokenizers, and a name that is not here is refused.  The engine
-behind is Oniguruma.  Every rule cuts the pieces that the rule before it left; what matches and what lies between
-the matches are both kept.
+A model merges well only inside the words that it was trained on, so the rules are part of the model: they
+are the regular expressions of the models' own published tokenizers, and a name that is not here is refused.
+The engine behind is Oniguruma. Every rule cuts the pieces that the rule before it left; what matches and
+what lies between the matches are both kept.
 """
 
 from collections.abc import Mapping
@@ -56,13 +56,14 @@ def _ranges(text: str) -> str:
 
 # Letters with case as deepseek-llm's tokenizer enumerates them: not a Unicode property of any version.
 _DEEPSEEK_CASED = _ranges(
-    "41-5A 61-7A B5 C0-D6 D8-F6 F8-1BA 1BC-1BF 1C4-293 295-2AF 370-373 376 377 37B-37D 37F 386 388-38A 38C 38E-3A1"
-    " 3A3-3F5 3F7-481 48A-52F 531-556 10A0-10C5 13A0-13F5 13F8-13FD 1C90-1CBA 1CBD-1CBF 1D00-1D2B 1D6B-1D77"
-    " 1D79-1D9A 1E00-1F15 1F18-1F1D 1F20-1F45 1F48-1F4D 1F50-1F57 1F59 1F5B 1F5D 1F5F-1F7D 1F80-1FB4 1FB6-1FBC"
-    " 1FBE 1FC2-1FC4 1FC6-1FCC 1FD0-1FD3 1FD6-1FDB 1FE0-1FEC 1FF2-1FF4 1FF6-1FFC 2102 2107 210A-2113 2115"
-    " 2119-211D 2124 2126 2128 212A-212D 212F-2134 2139 213C-213F 2145-2149 214E 2183 2184 2C00-2C7B 2C7E-2CE4"
-    " 2CEB-2CEE 2CF2 2CF3 A640-A66D A680-A69B A722-A76F A771-A787 A78B-A78E AB70-ABBF FB00-FB06 FB13-FB17"
-    " FF21-FF3A FF41-FF5A 10400-1044F 104B0-104D3 104D8-104FB 10C80-10CB2 10CC0-10CF2 118A0-118DF 1E900-1E943"
+    "41-5A 61-7A B5 C0-D6 D8-F6 F8-1BA 1BC-1BF 1C4-293 295-2AF 370-373 376 377 37B-37D 37F 386 388-38A"
+    " 38C 38E-3A1 3A3-3F5 3F7-481 48A-52F 531-556 10A0-10C5 13A0-13F5 13F8-13FD 1C90-1CBA 1CBD-1CBF"
+    " 1D00-1D2B 1D6B-1D77 1D79-1D9A 1E00-1F15 1F18-1F1D 1F20-1F45 1F48-1F4D 1F50-1F57 1F59 1F5B 1F5D"
+    " 1F5F-1F7D 1F80-1FB4 1FB6-1FBC 1FBE 1FC2-1FC4 1FC6-1FCC 1FD0-1FD3 1FD6-1FDB 1FE0-1FEC 1FF2-1FF4"
+    " 1FF6-1FFC 2102 2107 210A-2113 2115 2119-211D 2124 2126 2128 212A-212D 212F-2134 2139 213C-213F"
+    " 2145-2149 214E 2183 2184 2C00-2C7B 2C7E-2CE4 2CEB-2CEE 2CF2 2CF3 A640-A66D A680-A69B A722-A76F"
+    " A771-A787 A78B-A78E AB70-ABBF FB00-FB06 FB13-FB17 FF21-FF3A FF41-FF5A 10400-1044F 104B0-104D3"
+    " 104D8-104FB 10C80-10CB2 10CC0-10CF2 118A0-118DF 1E900-1E943"
 )
 _DEEPSEEK_PUNCTUATION = _ranges("21-2F 3A-7E FF01-FF0F FF1A-FF5E 2018-201F 3000-3002")
 _DEEPSEEK_CJK = f"[{_ranges('4E00-9FA5 800-4E00 AC00-D7FF')}]+"
@@ -97,29 +98,24 @@ _DEEPSEEK_CODER = Rules((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK_CJK, r
 _DEEPSEEK_V3 = Rules((r"\p{N}{1,3}", _KANA_AND_HAN, _DEEPSEEK_V3_WORDS))
 _FALCON = Rules((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]"))
 
+_BY_RULES: tuple[tuple[Rules, str], ...] = (
+    (_DEFAULT, "default"),
+    (_GPT2_RULES, "gpt-2 phi-2 mpt olmo jais exaone4 a.x-4.0 mellum"),
+    (_LLAMA3_RULES, "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral lfm2"),
+    (_LLAMA3_MERGED, "dbrx smaug-bpe"),
+    (_GLM4, "glm4 chatglm-bpe"),
+    (_QWEN2_RULES, "qwen2 deepseek-r1-qwen stablelm2 megrez hunyuan"),
+    (Rules((_QWEN35,)), "qwen35"),
+    (_DEEPSEEK_LLM, "deepseek-llm"),
+    (_DEEPSEEK_CODER, "deepseek-coder"),
+    (_DEEPSEEK_V3, "deepseek-v3 hunyuan-dense"),
+    (_FALCON, "falcon"),
+    (_DIGITS_GPT2, "starcoder refact command-r smollm codeshell exaone minerva-7b"),
+    (Rules((_TEKKEN,), ignore_merges=True, add_bos=True), "tekken"),
+    (Rules((_GPT4O,)), "gpt-4o llama4"),
+)
 RULES: Mapping[str, Rules] = MappingProxyType(
-    {
-        "default": _DEFAULT,
-        **dict.fromkeys(
-            ("gpt-2", "phi-2", "mpt", "olmo", "jais", "exaone4", "a.x-4.0", "mellum"), _GPT2_RULES
-        ),
-        **dict.fromkeys(
-            ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "lfm2"), _LLAMA3_RULES
-        ),
-        **dict.fromkeys(("dbrx", "smaug-bpe"), _LLAMA3_MERGED),
-        **dict.fromkeys(("glm4", "chatglm-bpe"), _GLM4),
-        **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan"), _QWEN2_RULES),
-        "qwen35": Rules((_QWEN35,)),
-        "deepseek-llm": _DEEPSEEK_LLM,
-        "deepseek-coder": _DEEPSEEK_CODER,
-        **dict.fromkeys(("deepseek-v3", "hunyuan-dense"), _DEEPSEEK_V3),
-        "falcon": _FALCON,
-        **dict.fromkeys(
-            ("starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b"), _DIGITS_GPT2
-        ),
-        "tekken": Rules((_TEKKEN,), ignore_merges=True, add_bos=True),
-        **dict.fromkeys(("gpt-4o", "llama4"), Rules((_GPT4O,))),
-    }
+    {name: rules for rules, names in _BY_RULES for name in names.split()}
 )
 
 

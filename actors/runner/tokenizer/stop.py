@@ -34,7 +34,7 @@ class StopMatcher:
         return self._held
 
     def push(self, text: str) -> str:
-        """The text that may be sent now.  Once `found` is set nothing more comes out, nor is anything held."""
+        """The text that may be sent now; nothing more once `found` is set."""
         if self.found is not None:
             return ""
         text = self._held + text
@@ -69,11 +69,11 @@ def _n_overlap(text: str, stop: str) -> int:
 
 
 def cut_at_stop(pieces: Sequence[str], stop: str) -> tuple[list[str], bool]:
-    """The pieces before the first occurrence of stop in their joined text, and whether a piece was cut inside.
+    """The pieces before the first occurrence of stop in their joined text, and whether one was cut inside.
 
-    A piece that keeps some of its characters stays, shortened, and the second value is True: what belongs to the
-    token (its log-probability) is kept with it.  Pieces wholly behind the cut are gone.  Without the stop in
-    the text all pieces come back.
+    A piece that keeps some of its characters stays, shortened, and the second value is True: what belongs to
+    the token (its log-probability) is kept with it.  Pieces wholly behind the cut are gone.  Without the stop
+    in the text all pieces come back.
     """
     n_left = "".join(pieces).find(stop)
     if n_left < 0:

@@ -4,10 +4,10 @@ import codecs
 
 
 class TextStream:
-    """Decodes a stream of byte pieces; what comes out, joined, is the whole decoded with U+FFFD for bad bytes.
+    """Decodes byte pieces; what comes out, joined, is the whole decoded with U+FFFD for bad bytes.
 
-    A character cut by a token boundary is held (at most 3 bytes) until its last byte arrives.  A byte sequence
-    that can no longer become a character gives one U+FFFD, and nothing after it is lost.  Not for two threads.
+    A character cut by a token boundary is held (at most 3 bytes) until its last byte arrives.  A byte
+    sequence that can no longer become a character gives one U+FFFD, and nothing after it is lost.
     """
 
     __slots__ = ("_decoder",)
@@ -25,7 +25,7 @@ class TextStream:
         return self._decoder.decode(piece)
 
     def flush(self) -> str:
-        """End of the stream: U+FFFD for a character that never came whole, else "".  Ready for another stream."""
+        """End of the stream: U+FFFD for a character that never came whole, else ""; ready for another."""
         text = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return text

@@ -64,9 +64,9 @@ class Tokenizer:
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids of a text.
 
-        add_special: put the model's first and last tokens around it, where it wants them and the text does not
-        already begin (end) with them.  parse_special: control tokens written in the text are control tokens;
-        otherwise they are the characters they are written with, so that what a user types stays text.
+        add_special: put the model's first and last tokens around it, where it wants them and the text does
+        not already begin (end) with them.  parse_special: control tokens written in the text are control
+        tokens; otherwise they are the characters they are written with, so that what a user types stays text.
         User-defined tokens are found always.  A lone surrogate, which no UTF-8 has, counts as U+FFFD.
         """
         marks = self._all_marks if parse_special else self._user_marks
@@ -86,7 +86,7 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
         """The text of ids, U+FFFD for bytes that are no UTF-8; control tokens' texts only if special.
 
-        The space that `encode` puts before a text (`llama`) or a word's beginning (`bert`) is taken off again.
+        The space that `encode` puts before a text (`llama`) or a first word (`bert`) is taken off again.
         IndexError for an id that is not in the vocabulary.
         """
         out: list[bytes] = []
@@ -94,7 +94,7 @@ class Tokenizer:
         for token_id in ids:
             piece = self.piece(token_id, special=special)
             if token_id in self._mark_ids:
-                # a mark that is shown begins a new text, as in encode; one that is not must not glue words together
+                # shown, a mark begins a new text as in encode; hidden, it must not glue words together
                 strips = self._adds_prefix if piece else strips
             elif strips:
                 piece = piece.removeprefix(b" ")
@@ -122,7 +122,7 @@ class Tokenizer:
         return token_id in self._control_ids
 
     def token_text(self, token_id: int) -> str:
-        """The token as the file writes it, for templates (`bos_token`) and people; IndexError for no token's id."""
+        """The token as the file writes it, for templates (`bos_token`); IndexError for no token's id."""
         if token_id < 0:
             raise IndexError(token_id)
         return self._vocabulary.tokens[token_id]

@@ -18,8 +18,8 @@ KEY = "tokenizer.ggml."
 WHERE = "runner.tokenizer"
 NO_TOKEN = (-1, 0xFFFFFFFF)  # how writers say "there is none" in a signed and an unsigned field
 
-# Texts that end a turn or a document in the chat and base models there are.  As control tokens they end generation
-# even where the file names another one as its end (a model made for documents, tuned later for chat).
+# Texts that end a turn or a document in the models there are.  As control tokens they end generation even
+# where the file names another one as its end (a model made for documents, tuned later for chat).
 END_TEXTS = (
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|endoftext|>", "<|end_of_text|>",
     "<|eom_id|>", "<end_of_turn>", "<end_of_utterance>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "</s>",
@@ -72,7 +72,7 @@ class Vocabulary:
 
 
 def read_vocabulary(meta: Mapping[str, object]) -> Vocabulary:
-    """Read `tokenizer.ggml.*`; ModelError names the key that is missing, of the wrong kind or out of range."""
+    """Read `tokenizer.ggml.*`; ModelError names the key that is missing, of a wrong kind or out of range."""
     model = _scalar(meta, KEY + "model", str)
     if model is None:
         raise ModelError(

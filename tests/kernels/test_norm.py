@@ -1,0 +1,44 @@
+"""RMS normalisation."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernels.backend import Backend
+from kernels.ops.norm import rms_norm_ref
+from tests.kernels.conftest import each_backend, normal, run_one_op, seeds, worst_ulp
+
+EPS = 1e-6
+MAX_ULP = 3  # the inverse root, and two products
+
+
+@each_backend
+@given(
+    n=st.integers(0, 9),
+    n_chunk=st.integers(1, 4),
+    k=st.integers(1, 1025),
+    scale=st.sampled_from([1e-18, 1.0, 1e18]),
+    seed=seeds,
+)
+def test_rows_and_chunks_are_divided_by_their_root_mean_square(
+    backend: Backend, n: int, n_chunk: int, k: int, scale: float, seed: int
+) -> None:
+    x, weight = normal(seed, n, n_chunk * k) * np.float32(scale), normal(seed + 1, k)
+    got = run_one_op(backend, lambda g: g.program.rms_norm(g.input(x), g.weight(weight), EPS))
+    assert worst_ulp(got, rms_norm_ref(x, weight, EPS)) <= MAX_ULP
+
+
+@each_backend
+def test_zeros_stay_zero(backend: Backend) -> None:
+    x = np.zeros((2, 33), np.float32)
+    got = run_one_op(backend, lambda g: g.program.rms_norm(g.input(x), g.weight(normal(1, 33)), EPS))
+    assert not got.any()
+
+
+@each_backend
+def test_a_row_with_nan_spoils_no_other_row(backend: Backend) -> None:
+    x = normal(3, 3, 40)
+    x[1, 7] = np.nan
+    got = run_one_op(backend, lambda g: g.program.rms_norm(g.input(x), g.weight(normal(1, 40)), EPS))
+    assert np.isnan(got[1]).all()
+    assert np.isfinite(got[[0, 2]]).all()

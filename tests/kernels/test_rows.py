@@ -1,0 +1,76 @@
+"""Gather of rows, and copies."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernels.backend import Backend
+from kernels.cpu.backend import CpuBackend
+from kernels.dtype import DType
+from kernels.ops.copy import Copy
+from kernels.ops.quant import dequantize
+from kernels.ops.rows import rows_ref
+from kernels.tensor import Role, Tensor
+from tests.kernels.conftest import OneOp, each_backend, each_cpu, normal, run_one_op, run_ops, seeds
+from tests.kernels.weights import WEIGHT_DTYPES, random_weight
+
+
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES, ids=lambda d: d.name)
+@each_backend
+@given(n=st.integers(0, 9), n_row=st.integers(1, 6), n_block=st.integers(1, 5), seed=seeds)
+def test_rows_are_dequantised_exactly(
+    backend: Backend, dtype: DType, n: int, n_row: int, n_block: int, seed: int
+) -> None:
+    width = n_block * (dtype.block_n if dtype.is_quantized else 7)
+    raw = random_weight(dtype, n_row * width, seed)
+    ids = np.random.default_rng(seed).integers(0, n_row, n, dtype=np.int32)
+    got = run_one_op(backend, lambda g: g.program.rows(g.weight(raw, (n_row, width), dtype), g.input(ids)))
+    want = rows_ref(dequantize(raw, dtype, n_row * width).reshape(n_row, width), ids)
+    np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
+
+
+@each_backend
+def test_rows_of_a_computed_value_are_gathered(backend: Backend) -> None:
+    x = normal(1, 4, 10)
+    ids = np.array([3, 0, 3], np.int32)
+
+    def build(g: OneOp) -> Tensor:
+        doubled = g.program.swiglu(g.input(x), g.input(np.ones_like(x)))
+        return g.program.rows(doubled, g.input(ids))
+
+    got = run_one_op(backend, build)
+    np.testing.assert_array_equal(got[0], got[2])
+    assert not np.array_equal(got[0], got[1])
+
+
+@each_cpu
+@pytest.mark.parametrize("bad", [-1, 4, 2**31 - 1, -(2**31)])
+def test_an_id_outside_the_table_is_refused_with_its_name_and_value(backend: CpuBackend, bad: int) -> None:
+    ids = np.array([1, bad], np.int32)
+    with pytest.raises(ValueError, match=rf"input input1: value {bad} at 1 is outside 0\.\.3"):
+        run_one_op(backend, lambda g: g.program.rows(g.weight(normal(1, 4, 8)), g.input(ids)))
+
+
+@each_backend
+@given(n=st.integers(0, 3), width=st.integers(1, 5000), seed=seeds)
+def test_a_copy_is_the_same_bytes(backend: Backend, n: int, width: int, seed: int) -> None:
+    x = normal(seed, n, width)
+
+    def build(g: OneOp) -> list[Tensor]:
+        out = Tensor("copied", (n, width), DType.F32, Role.VALUE, 0)
+        g.program._ops.append(Copy(0, g.input(x), out))
+        return [out]
+
+    np.testing.assert_array_equal(run_ops(backend, build)[0], x)
+
+
+@each_cpu
+def test_an_index_that_was_copied_from_another_device_is_checked_too(backend: CpuBackend) -> None:
+    def build(g: OneOp) -> Tensor:
+        moved = Tensor("ids@cpu", (1,), DType.I32, Role.VALUE, 0)
+        g.program._ops.append(Copy(0, g.input(np.array([9], np.int32)), moved))
+        return g.program.rows(g.weight(normal(1, 4, 8)), moved)
+
+    with pytest.raises(ValueError, match="value 9 at 0"):
+        run_one_op(backend, build)
