@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from actors.errors import Unsupported
 from actors.gateway.dialect import NATIVE, OPENAI, Dialect
 from actors.gateway.exchange import Endpoint, Exchange, Handler
 from actors.gateway.guard import Guard, HostRule, OriginRule, Refusal
@@ -18,6 +19,8 @@ from actors.gateway.metrics import Metrics
 from actors.gateway.ollama import OllamaAnswers
 from actors.gateway.openai import OpenAIAnswers
 
+NOT_YET = ("/api/embed", "/api/embeddings", "/api/pull", "/api/push")
+OPENAI_NOT_YET = ("/v1/embeddings", "/v1/responses", "/v1/messages", "/v1/audio/transcriptions")
 VERSION = "0.1.0"  # of the API: clients ask it before they use what is new
 
 
@@ -68,6 +71,8 @@ def make_app(
         route("GET", "/v1/models/{model:path}", openai.model, OPENAI),
         route("POST", "/v1/chat/completions", openai.chat, OPENAI),
         route("POST", "/v1/completions", openai.complete, OPENAI),
+        *(route("POST", path, _not_yet, NATIVE) for path in NOT_YET),
+        *(route("POST", path, _not_yet, OPENAI) for path in OPENAI_NOT_YET),
         route("GET", "/metrics", health.metrics),
         route("GET", "/health", health.ready),
         route("GET", "/livez", health.live),
@@ -80,6 +85,17 @@ def make_app(
     )
     app.router.redirect_slashes = False
     return app
+
+
+class NotYet(Unsupported):
+    """An endpoint that clients know and this runtime does not have yet: said by name, not by a bare 404."""
+
+    http_status = 501
+
+
+async def _not_yet(exchange: Exchange) -> None:
+    path = exchange.request.url.path
+    raise NotYet(f"{path} is not supported yet", where="gateway", mend="see the README for what is")
 
 
 async def _root(exchange: Exchange) -> None:

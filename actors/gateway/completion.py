@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from actors.errors import PeerGone, RemoteProtocolError
+from actors.errors import PeerGone, RemoteProtocolError, RequestError
 from actors.gateway.leases import Leases
 from actors.gateway.links import Links
 from actors.gateway.metrics import Metrics
@@ -149,7 +149,9 @@ def _tokenizer(link: Link) -> Tokenizer:
     async def tokenize(text: str, add_special: bool) -> tuple[int, ...]:
         with trio.move_on_after(TOKENIZE_S):
             return (await link.ask(Tokenize(text=text, add_special=add_special), Tokens)).tokens
-        raise PeerGone(f"the runner did not tokenise within {TOKENIZE_S:.0f} s", where="gateway.completion")
+        raise RequestError(
+            f"the prompt could not be tokenised within {TOKENIZE_S:.0f} s", where="gateway.completion"
+        )
 
     return tokenize
 

@@ -6,13 +6,13 @@ what it generates; the lease is taken anew as soon as there is a scheduler again
 
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TypeVar
 
 import trio
 
-from actors.errors import PeerGone, RemoteProtocolError, RuntimeFault
+from actors.errors import RemoteProtocolError, RuntimeFault
 from actors.gateway.links import Links
 from actors.link import ItemStream, Link
 from actors.protocol import Acquire, Lease, ListLoaded, Loaded, LoadProgress, Queued, Unload
@@ -20,11 +20,8 @@ from actors.protocol import Acquire, Lease, ListLoaded, Loaded, LoadProgress, Qu
 log = logging.getLogger(__name__)
 
 SCHEDULER_S = 15.0  # the supervisor brings a dead scheduler back within 5 s
-RETRY_S = 0.25
 RENEW_S = 1.0  # runners register anew first, so that the scheduler knows what it leases
 T = TypeVar("T")
-
-MAX_TRIES = 3  # of a request that the scheduler has heard and then died of
 
 
 class Leases:
@@ -66,26 +63,7 @@ class Leases:
         return await self._insist(ask)
 
     async def _insist(self, ask: Callable[[Link], Awaitable[T]]) -> T:
-        """Ask the scheduler; again, if it dies of it or just then, up to MAX_TRIES times."""
-        for n_try in range(1, MAX_TRIES + 1):
-            try:
-                async with AsyncExitStack() as stack:
-                    return await ask(await self._connect(stack))
-            except PeerGone:
-                if n_try == MAX_TRIES:
-                    raise
-        raise AssertionError("the last try returns or raises")
-
-    async def _connect(self, stack: AsyncExitStack) -> Link:
-        """A link to the scheduler, waiting up to SCHEDULER_S for it to come back; PeerGone."""
-        give_up_s = trio.current_time() + SCHEDULER_S
-        while True:
-            try:
-                return await stack.enter_async_context(self._links.use(self._address))
-            except PeerGone:
-                if trio.current_time() >= give_up_s:
-                    raise
-            await trio.sleep(RETRY_S)
+        return await self._links.insist(self._address, ask, patience_s=SCHEDULER_S)
 
     async def _hold(
         self, acquire: Acquire, *, task_status: trio.TaskStatus[tuple[Lease, trio.CancelScope]]

@@ -4,15 +4,20 @@ A connection is opened by its first user and closed after its last, so that none
 unloaded.  One that breaks is forgotten at once: the next user opens a new one.
 """
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import trio
 
 from actors.errors import PeerGone
 from actors.link import Link, connect
 
+T = TypeVar("T")
+
+RETRY_S = 0.25
+MAX_TRIES = 3
 CONNECT_S = 5.0  # a Unix socket answers at once or not at all
 
 
@@ -47,6 +52,33 @@ class Links:
             if shared.n_users == 0:
                 shared.closing.set()
                 self._forget(address, shared)
+
+    async def insist(self, address: str, ask: Callable[[Link], Awaitable[T]], *, patience_s: float) -> T:
+        """Ask the actor at `address`, waiting up to `patience_s` for it to come (back).
+
+        Again if it dies of the question, or just then, up to MAX_TRIES times; then PeerGone.
+        """
+        for n_try in range(1, MAX_TRIES + 1):
+            is_there = False
+            try:
+                async with AsyncExitStack() as stack:
+                    link = await self._enter(stack, address, patience_s)
+                    is_there = True
+                    return await ask(link)
+            except PeerGone:
+                if not is_there or n_try == MAX_TRIES:
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+    async def _enter(self, stack: AsyncExitStack, address: str, patience_s: float) -> Link:
+        give_up_s = trio.current_time() + patience_s
+        while True:
+            try:
+                return await stack.enter_async_context(self.use(address))
+            except PeerGone:
+                if trio.current_time() >= give_up_s:
+                    raise
+            await trio.sleep(RETRY_S)
 
     async def _open(self, address: str, shared: _Shared) -> Link:
         async with shared.opening:

@@ -27,6 +27,7 @@ from actors.link import Replies
 from actors.protocol import Inspect, ListModels, ModelInfo, Models, ModelSpec, Request, Resolve
 
 INSPECT_S = 30.0  # a process starts and reads a header: a second on a slow disk
+HOST_S = 6.0  # the supervisor brings a dead runner host back within 5 s
 HTTP = "http"  # the name under which the supervisor hands the listening socket down
 
 
@@ -97,6 +98,9 @@ class Gateway:
         if self._links is None:
             raise RuntimeFault("the gateway is not up yet", where="gateway")
         with trio.move_on_after(INSPECT_S):
-            async with self._links.use(self._config.socket_address("host")) as link:
-                return await link.ask(Inspect(path=path), ModelInfo)
+            return await self._links.insist(
+                self._config.socket_address("host"),
+                lambda link: link.ask(Inspect(path=path), ModelInfo),
+                patience_s=HOST_S,
+            )
         raise RuntimeFault(f"{path} was not read within {INSPECT_S:.0f} s", where="gateway.inspect")

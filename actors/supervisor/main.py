@@ -24,7 +24,7 @@ from actors.connection import build
 from actors.errors import ConfigError, RuntimeFault
 from actors.faults import sole_fault
 from actors.inherited import bind_tcp, bind_unix, group_id, inherited_fds, make_run_dir, take_socket
-from actors.lifeline import ORPHAN_S
+from actors.lifeline import ORPHAN_S, watch_lifeline
 from actors.logs import start_logging
 from actors.supervisor.keeper import HealthPolicy, Keeper, Ties
 from actors.supervisor.notify import Notifier
@@ -205,6 +205,8 @@ class _Runtime:
     async def run(self) -> None:
         """Until a signal has stopped everything, or an actor cannot be kept alive (RuntimeFault)."""
         async with trio.open_nursery() as nursery:
+            # of whoever started us for a while, as `runtime run --up` does
+            watch_lifeline(self._environ.get("RUNTIME_LIFELINE_FD", ""), nursery.cancel_scope)
             await nursery.start(self._mind_signals, nursery.cancel_scope)
             nursery.start_soon(self._announce)
             self._notifier.status("starting")

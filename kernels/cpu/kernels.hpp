@@ -11,27 +11,41 @@ namespace cpu {
 
 // Numbers of the GGUF specification (ggml_type).
 enum class DType : int {
-    F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q2_K = 10, Q3_K = 11,
-    Q4_K = 12, Q5_K = 13, Q6_K = 14, IQ4_NL = 20, I32 = 26, BF16 = 30, MXFP4 = 39,
+    F32 = 0,
+    F16 = 1,
+    Q4_0 = 2,
+    Q4_1 = 3,
+    Q5_0 = 6,
+    Q5_1 = 7,
+    Q8_0 = 8,
+    Q2_K = 10,
+    Q3_K = 11,
+    Q4_K = 12,
+    Q5_K = 13,
+    Q6_K = 14,
+    IQ4_NL = 20,
+    I32 = 26,
+    BF16 = 30,
+    MXFP4 = 39,
 };
 
 // 256 activations as int8: x = d * q.  Sums are of d * q, for weights with a minimum or an offset.
 struct ActGroup {
     static constexpr int kSize = 256;
     int8_t q[256];
-    float d[8];         // scale of each 32
+    float d[8];  // scale of each 32
     float sum_32[8];
-    float d_16[16];     // the same scales, once per 16
+    float d_16[16];  // the same scales, once per 16
     float sum_16[16];
 };
 
 struct MatmulArgs {
-    const float* x;       // [n, n_in]
-    const ActGroup* acts; // [n, ceil(n_in / 256)] when the weight is quantised
+    const float* x;        // [n, n_in]
+    const ActGroup* acts;  // [n, ceil(n_in / 256)] when the weight is quantised
     const uint8_t* weight;
     const uint8_t* bias;  // [n_out] f32 or null
     const float* residual;
-    float* out;           // [n, n_out]
+    float* out;  // [n, n_out]
     int64_t n, n_in, n_out;
     DType dtype;
 };
@@ -101,12 +115,12 @@ struct Kernels {
     const char* name;
     // units: groups of 256, counted through all rows of x
     void (*quantize)(const float* x, ActGroup* out, int64_t n_in, int64_t begin, int64_t end);
-    void (*matmul)(const MatmulArgs&, int64_t begin, int64_t end);        // rows of the weight
-    void (*rows)(const RowsArgs&, int64_t begin, int64_t end);            // ids
+    void (*matmul)(const MatmulArgs&, int64_t begin, int64_t end);  // rows of the weight
+    void (*rows)(const RowsArgs&, int64_t begin, int64_t end);      // ids
     void (*dequantize)(const uint8_t* raw, float* out, int64_t n, DType);
-    void (*rms_norm)(const NormArgs&, int64_t begin, int64_t end);        // chunks
-    void (*rope)(const RopeArgs&, int64_t begin, int64_t end);            // heads, counted through all rows
-    void (*store_kv)(const StoreArgs&, int64_t begin, int64_t end);       // heads: each thread writes its own columns
+    void (*rms_norm)(const NormArgs&, int64_t begin, int64_t end);          // chunks
+    void (*rope)(const RopeArgs&, int64_t begin, int64_t end);              // heads, counted through all rows
+    void (*store_kv)(const StoreArgs&, int64_t begin, int64_t end);         // heads: each thread writes its own columns
     void (*attention)(const AttentionArgs&, int64_t item, float* scratch);  // row * n_kv + kv head
     void (*swiglu)(const float* gate, const float* up, float* out, int64_t begin, int64_t end);
 };

@@ -69,8 +69,9 @@ void add_matmul(Segment& s, Address x, Address weight, Address bias, Address res
                 int64_t n_in, int64_t n_out, int dtype, bool quantizes, Dim n) {
     auto step = std::make_unique<MatmulStep>();
     step->acts = at<ActGroup>(workspace);
-    step->args = {at<float>(x), step->acts, at<uint8_t>(weight), at<uint8_t>(bias), at<float>(residual), at<float>(out),
-                  0, n_in, n_out, static_cast<DType>(dtype)};
+    step->args = {
+        at<float>(x), step->acts, at<uint8_t>(weight),      at<uint8_t>(bias), at<float>(residual), at<float>(out), 0,
+        n_in,         n_out,      static_cast<DType>(dtype)};
     step->n = n;
     step->quantizes = quantizes;
     s.add(std::move(step));
@@ -89,8 +90,18 @@ void add_store_kv(Segment& s, Address k, Address v, Address positions, Address c
                   int64_t n_head, int64_t head_dim, bool is_half, const RotationIn& rotation, Dim n) {
     auto step = std::make_unique<StoreStep>();
     const Rotation turn = rotation_of(rotation, step->inv_freq);
-    step->args = {at<float>(k), at<float>(v), at<int32_t>(positions), at<int32_t>(cells), at<uint8_t>(k_state),
-                  at<uint8_t>(v_state), 0, n_head, head_dim, is_half, turn.n_pair > 0, turn};
+    step->args = {at<float>(k),
+                  at<float>(v),
+                  at<int32_t>(positions),
+                  at<int32_t>(cells),
+                  at<uint8_t>(k_state),
+                  at<uint8_t>(v_state),
+                  0,
+                  n_head,
+                  head_dim,
+                  is_half,
+                  turn.n_pair > 0,
+                  turn};
     step->n = n;
     s.add(std::move(step));
 }
@@ -99,8 +110,21 @@ void add_attention(Segment& s, Address q, Address k_state, Address v_state, Addr
                    Address n_visible, Address out, Address workspace, int64_t n_head, int64_t n_kv, int64_t head_dim,
                    int64_t page_size, int64_t window, float scale, float softcap, bool is_half, Dim n, Dim n_pages) {
     auto step = std::make_unique<AttentionStep>();
-    step->args = {at<float>(q), at<uint8_t>(k_state), at<uint8_t>(v_state), at<int32_t>(tables), at<int32_t>(rows),
-                  at<int32_t>(n_visible), at<float>(out), n_head, n_kv, head_dim, page_size, 0, window, scale, softcap,
+    step->args = {at<float>(q),
+                  at<uint8_t>(k_state),
+                  at<uint8_t>(v_state),
+                  at<int32_t>(tables),
+                  at<int32_t>(rows),
+                  at<int32_t>(n_visible),
+                  at<float>(out),
+                  n_head,
+                  n_kv,
+                  head_dim,
+                  page_size,
+                  0,
+                  window,
+                  scale,
+                  softcap,
                   is_half};
     step->scratch = at<float>(workspace);
     step->thread_floats = attention_scratch(n_head / n_kv, head_dim);
@@ -182,7 +206,8 @@ int64_t sample_token(Floats logits, Ints history, nb::object mask, const Samplin
 }
 
 // (is_finite, log-probability of the token, the top_k most likely with theirs)
-std::tuple<bool, double, std::vector<std::pair<int64_t, double>>> token_logprobs(Floats logits, int64_t token, int64_t top_k) {
+std::tuple<bool, double, std::vector<std::pair<int64_t, double>>> token_logprobs(Floats logits, int64_t token,
+                                                                                 int64_t top_k) {
     Logprobs result{};
     {
         const nb::gil_scoped_release release;
@@ -194,8 +219,8 @@ std::tuple<bool, double, std::vector<std::pair<int64_t, double>>> token_logprobs
 SamplingParams make_params(double temperature, int64_t top_k, double top_p, double min_p, double typical_p,
                            int64_t repeat_last_n, double repeat_penalty, double presence_penalty,
                            double frequency_penalty, uint64_t seed, uint64_t position) {
-    return {temperature, top_k, top_p, min_p, typical_p, repeat_last_n, repeat_penalty, presence_penalty,
-            frequency_penalty, seed, position};
+    return {temperature,       top_k, top_p,   min_p, typical_p, repeat_last_n, repeat_penalty, presence_penalty,
+            frequency_penalty, seed,  position};
 }
 
 }  // namespace
@@ -214,42 +239,54 @@ NB_MODULE(_cpu, m) {
         for (const Kernels* kernels : available_kernels()) names.emplace_back(kernels->name);
         return names;
     });
-    m.def("attention_scratch_bytes", [](int64_t n_group, int64_t head_dim) {
-        return attention_scratch(n_group, head_dim) * static_cast<int64_t>(sizeof(float));
-    }, "n_group"_a, "head_dim"_a);
+    m.def(
+        "attention_scratch_bytes",
+        [](int64_t n_group, int64_t head_dim) {
+            return attention_scratch(n_group, head_dim) * static_cast<int64_t>(sizeof(float));
+        },
+        "n_group"_a, "head_dim"_a);
     m.def("allocate", &allocate, "n_bytes"_a);
     m.def("dequantize", &dequantize, "isa"_a, "raw"_a, "dtype"_a, "n"_a);
 
     nb::class_<Pool>(m, "Pool").def(nb::init<int>(), "n_threads"_a).def_prop_ro("n_threads", &Pool::n_threads);
     nb::class_<Segment>(m, "Segment")
-        .def("__init__", [](Segment* self, std::shared_ptr<Pool> pool, const std::string& isa) {
-            new (self) Segment(std::move(pool), kernels_named(isa));
-        }, "pool"_a, "isa"_a)
+        .def(
+            "__init__",
+            [](Segment* self, std::shared_ptr<Pool> pool, const std::string& isa) {
+                new (self) Segment(std::move(pool), kernels_named(isa));
+            },
+            "pool"_a, "isa"_a)
         .def("add_rows", &add_rows, nb::kw_only(), "table"_a, "ids"_a, "out"_a, "width"_a, "dtype"_a, "n"_a)
-        .def("add_rms_norm", &add_rms_norm, nb::kw_only(), "x"_a, "weight"_a, "out"_a, "width"_a, "chunk"_a, "eps"_a, "n"_a)
-        .def("add_matmul", &add_matmul, nb::kw_only(), "x"_a, "weight"_a, "bias"_a, "residual"_a, "out"_a, "workspace"_a,
-             "n_in"_a, "n_out"_a, "dtype"_a, "quantizes"_a, "n"_a)
-        .def("add_rope", &add_rope, nb::kw_only(), "x"_a, "positions"_a, "out"_a, "n_head"_a, "head_dim"_a, "rotation"_a, "n"_a)
-        .def("add_store_kv", &add_store_kv, nb::kw_only(), "k"_a, "v"_a, "positions"_a, "cells"_a, "k_state"_a, "v_state"_a,
-             "n_head"_a, "head_dim"_a, "is_half"_a, "rotation"_a, "n"_a)
+        .def("add_rms_norm", &add_rms_norm, nb::kw_only(), "x"_a, "weight"_a, "out"_a, "width"_a, "chunk"_a, "eps"_a,
+             "n"_a)
+        .def("add_matmul", &add_matmul, nb::kw_only(), "x"_a, "weight"_a, "bias"_a, "residual"_a, "out"_a,
+             "workspace"_a, "n_in"_a, "n_out"_a, "dtype"_a, "quantizes"_a, "n"_a)
+        .def("add_rope", &add_rope, nb::kw_only(), "x"_a, "positions"_a, "out"_a, "n_head"_a, "head_dim"_a,
+             "rotation"_a, "n"_a)
+        .def("add_store_kv", &add_store_kv, nb::kw_only(), "k"_a, "v"_a, "positions"_a, "cells"_a, "k_state"_a,
+             "v_state"_a, "n_head"_a, "head_dim"_a, "is_half"_a, "rotation"_a, "n"_a)
         .def("add_attention", &add_attention, nb::kw_only(), "q"_a, "k_state"_a, "v_state"_a, "tables"_a, "rows"_a,
              "n_visible"_a, "out"_a, "workspace"_a, "n_head"_a, "n_kv"_a, "head_dim"_a, "page_size"_a, "window"_a,
              "scale"_a, "softcap"_a, "is_half"_a, "n"_a, "n_pages"_a)
         .def("add_swiglu", &add_swiglu, nb::kw_only(), "gate"_a, "up"_a, "out"_a, "width"_a, "n"_a)
         .def("add_copy", &add_copy, nb::kw_only(), "source"_a, "target"_a, "item_bytes"_a, "dims"_a)
         .def("check_index", &check_index, nb::kw_only(), "name"_a, "data"_a, "limit"_a, "n"_a)
-        .def("check_tables", &check_tables, nb::kw_only(), "names"_a, "tables"_a, "rows"_a, "n_visible"_a, "page_size"_a,
-             "n_cells"_a, "max_seqs"_a, "n"_a, "n_seqs"_a, "n_pages"_a)
+        .def("check_tables", &check_tables, nb::kw_only(), "names"_a, "tables"_a, "rows"_a, "n_visible"_a,
+             "page_size"_a, "n_cells"_a, "max_seqs"_a, "n"_a, "n_seqs"_a, "n_pages"_a)
         .def("run", &Segment::run, "values"_a, nb::call_guard<nb::gil_scoped_release>());
 
     nb::class_<SamplingParams>(m, "SamplingParams")
-        .def("__init__", [](SamplingParams* self, double temperature, int64_t top_k, double top_p, double min_p,
-                            double typical_p, int64_t repeat_last_n, double repeat_penalty, double presence_penalty,
-                            double frequency_penalty, uint64_t seed, uint64_t position) {
-            new (self) SamplingParams(make_params(temperature, top_k, top_p, min_p, typical_p, repeat_last_n,
-                                                  repeat_penalty, presence_penalty, frequency_penalty, seed, position));
-        }, nb::kw_only(), "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "typical_p"_a, "repeat_last_n"_a,
-           "repeat_penalty"_a, "presence_penalty"_a, "frequency_penalty"_a, "seed"_a, "position"_a);
+        .def(
+            "__init__",
+            [](SamplingParams* self, double temperature, int64_t top_k, double top_p, double min_p, double typical_p,
+               int64_t repeat_last_n, double repeat_penalty, double presence_penalty, double frequency_penalty,
+               uint64_t seed, uint64_t position) {
+                new (self)
+                    SamplingParams(make_params(temperature, top_k, top_p, min_p, typical_p, repeat_last_n,
+                                               repeat_penalty, presence_penalty, frequency_penalty, seed, position));
+            },
+            nb::kw_only(), "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "typical_p"_a, "repeat_last_n"_a,
+            "repeat_penalty"_a, "presence_penalty"_a, "frequency_penalty"_a, "seed"_a, "position"_a);
     m.attr("NOT_FINITE") = kNotFinite;
     m.attr("ALL_MASKED") = kAllMasked;
     m.attr("BAD_HISTORY") = kBadHistory;

@@ -17,13 +17,9 @@ struct Candidate {
 };
 
 // More likely first; of equals the lower id.
-bool before(const Candidate& a, const Candidate& b) {
-    return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
-}
+bool before(const Candidate& a, const Candidate& b) { return a.logit != b.logit ? a.logit > b.logit : a.id < b.id; }
 
-bool by_id(const Candidate& a, const Candidate& b) {
-    return a.id < b.id;
-}
+bool by_id(const Candidate& a, const Candidate& b) { return a.id < b.id; }
 
 // The k most likely, in no order.  The heap's front is the least likely of those held.
 std::vector<Candidate> most_likely(const std::vector<double>& logits, size_t k) {
@@ -106,7 +102,8 @@ double heaviest(const std::vector<Candidate>& candidates) {
 
 double uniform(uint64_t seed, uint64_t position) {
     const auto word = [](uint64_t x, int shift) { return static_cast<uint32_t>(x >> shift); };
-    const std::array<uint32_t, 4> r = philox({word(position, 0), word(position, 32), 0, 0}, {word(seed, 0), word(seed, 32)});
+    const std::array<uint32_t, 4> r =
+        philox({word(position, 0), word(position, 32), 0, 0}, {word(seed, 0), word(seed, 32)});
     return static_cast<double>((static_cast<uint64_t>(r[1]) << 32 | r[0]) >> 11) * 0x1.0p-53;
 }
 

@@ -18,9 +18,9 @@ struct SamplingParams {
 };
 
 // Instead of a token
-constexpr int64_t kNotFinite = -1;    // NaN or +infinity among the logits, or no finite one
-constexpr int64_t kAllMasked = -2;    // the mask forbids every finite logit
-constexpr int64_t kBadHistory = -3;   // a history token outside the vocabulary
+constexpr int64_t kNotFinite = -1;   // NaN or +infinity among the logits, or no finite one
+constexpr int64_t kAllMasked = -2;   // the mask forbids every finite logit
+constexpr int64_t kBadHistory = -3;  // a history token outside the vocabulary
 
 // Philox4x32-10: four random words for a counter under a key.
 std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key);

@@ -62,7 +62,8 @@ Share::Share(int64_t n, int64_t grain, int thread, int n_threads) {
 }
 
 void Segment::run(const Values& values) {
-    for (const IndexCheck& check : index_checks_) verify(check.name, check.data, value_of(check.n, values), 0, check.limit);
+    for (const IndexCheck& check : index_checks_)
+        verify(check.name, check.data, value_of(check.n, values), 0, check.limit);
     for (TableCheck& check : table_checks_) verify(check, values);
     const Run run{kernels_, steps_, values, *pool_};
     pool_->run(execute, &run);

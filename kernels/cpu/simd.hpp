@@ -107,13 +107,9 @@ KERNEL_INLINE F8 fma(F8 a, F8 b, F8 c) {
 }
 #endif
 
-KERNEL_INLINE F select(I mask, F yes, F no) {
-    return (F)(((I)yes & mask) | ((I)no & ~mask));
-}
+KERNEL_INLINE F select(I mask, F yes, F no) { return (F)(((I)yes & mask) | ((I)no & ~mask)); }
 
-KERNEL_INLINE F maximum(F a, F b) {
-    return select(a > b, a, b);
-}
+KERNEL_INLINE F maximum(F a, F b) { return select(a > b, a, b); }
 
 // Sums halves onto one another: the same order whatever surrounds it.
 KERNEL_INLINE float sum(F8 v) {
@@ -185,9 +181,7 @@ KERNEL_INLINE uint16_t float_to_half(float x) {
 #endif
 }
 
-KERNEL_INLINE float load_half(const void* p) {
-    return half_to_float(load<uint16_t>(p));
-}
+KERNEL_INLINE float load_half(const void* p) { return half_to_float(load<uint16_t>(p)); }
 
 // The elements of a row in one of the plain types, as floats.
 struct AsF32 {

@@ -103,7 +103,7 @@ struct GateStep final : Step {
 struct CopyStep final : Step {
     const uint8_t* source;
     uint8_t* target;
-    int64_t item_bytes;      // of what the dimensions count
+    int64_t item_bytes;  // of what the dimensions count
     std::vector<Dim> dims;
     void run(const Kernels&, const Values& values, int, int thread, int n_threads) const override {
         int64_t n_bytes = item_bytes;

@@ -130,6 +130,7 @@ class FakeScheduler:
     unloaded: list[str] = field(default_factory=list)
     loaded: tuple[LoadedModel, ...] = ()
     n_leases: int = 0
+    leased: trio.Event = field(default_factory=trio.Event)
     released: trio.Event = field(default_factory=trio.Event)
 
     async def handle(self, request: Request, replies: Replies) -> None:
@@ -148,6 +149,7 @@ class FakeScheduler:
 
     async def _lease(self, replies: Replies) -> None:
         self.n_leases += 1
+        self.leased.set()
         try:
             await replies.send(Lease(runner_id="1", address=self.address, n_ctx=N_CTX, load_s=0.0))
             await trio.sleep_forever()
@@ -168,9 +170,17 @@ class Rig:
     port: int
     infos: dict[str, ModelInfo]
     nursery: trio.Nursery
+    scheduler_life: trio.CancelScope = field(default_factory=trio.CancelScope)
 
     async def post(self, path: str, body: object) -> httpx.Response:
         return await self.client.post(path, json=body)
+
+    async def start_scheduler(self) -> None:
+        """The scheduler, for the first time or again."""
+        self.scheduler.leased = trio.Event()
+        self.scheduler_life = trio.CancelScope()
+        path = f"{self.config.run_dir}/scheduler.sock"
+        await self.nursery.start(_serve, path, self.scheduler.handle, "scheduler", self.scheduler_life)
 
     async def start_runner(self, runner: FakeRunner, runner_id: str) -> None:
         """A (further) runner, which the scheduler leases from now on."""
@@ -217,14 +227,12 @@ async def gateway_rig(run_dir: Path, models_dir: Path, **settings: object) -> As
     async with trio.open_nursery() as nursery:
         scheduler, runner, gateway = FakeScheduler(), FakeRunner(), Gateway(config, listener=sock)
         await nursery.start(_serve, f"{run_dir}/host.sock", inspect, "host", trio.CancelScope())
-        await nursery.start(
-            _serve, f"{run_dir}/scheduler.sock", scheduler.handle, "scheduler", trio.CancelScope()
-        )
         await nursery.start(lambda *, task_status: gateway.run(task_status=task_status))
         async with httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False, verify=False
         ) as client:
             rig = Rig(client, gateway, scheduler, runner, config, port, infos, nursery)
+            await rig.start_scheduler()
             await rig.start_runner(runner, "1")
             yield rig
         nursery.cancel_scope.cancel()

@@ -55,6 +55,13 @@ async def test_unknown_paths_are_404_and_wrong_verbs_405_in_plain_text(rig: Rig)
     assert (wrong.status_code, wrong.headers["content-type"]) == (405, "text/plain; charset=utf-8")
 
 
+@pytest.mark.parametrize("path", ["/api/embed", "/api/pull", "/v1/embeddings", "/v1/messages"])
+async def test_endpoints_that_clients_know_and_are_not_here_yet_say_so(rig: Rig, path: str) -> None:
+    response = await rig.post(path, {"model": "tiny"})
+    assert response.status_code == 501
+    assert f"{path} is not supported yet" in response.text
+
+
 async def test_the_content_type_of_a_request_does_not_matter(rig: Rig) -> None:
     headers = {"content-type": "application/x-www-form-urlencoded"}
     answer = await rig.client.post(
@@ -220,3 +227,48 @@ async def test_draining_finishes_what_has_begun(rig: Rig) -> None:
             may_end.set()
     assert answers[0]["message"]["content"] == "Hello, world!"
     assert rig.gateway.gauges()["http_connections"] == 0
+
+
+async def test_a_scheduler_that_is_away_for_a_moment_is_waited_for(rig: Rig, run_dir: Path) -> None:
+    await rig.add_model()
+    rig.scheduler_life.cancel()
+    await trio.testing.wait_all_tasks_blocked()
+    answers: list[int] = []
+
+    async def ask() -> None:
+        answers.append((await rig.post("/api/chat", CHAT)).status_code)
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            await rig.start_scheduler()
+    assert answers == [200]
+
+
+async def test_a_stream_keeps_its_lease_through_a_scheduler_restart(rig: Rig) -> None:
+    await rig.add_model()
+    begun, may_end = trio.Event(), trio.Event()
+
+    async def wait(n: int) -> None:
+        if n == 1:
+            begun.set()
+            await may_end.wait()
+
+    rig.runner.before_chunk = wait
+    answers: list[str] = []
+
+    async def ask() -> None:
+        answers.append((await rig.post("/api/chat", {**CHAT, "stream": False})).json()["message"]["content"])
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await begun.wait()
+            rig.scheduler_life.cancel()
+            await rig.start_scheduler()
+            await rig.scheduler.leased.wait()
+            assert rig.scheduler.n_leases == 1
+            may_end.set()
+    assert answers == ["Hello, world!"]
+    assert len(rig.runner.requests) == 1

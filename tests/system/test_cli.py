@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -214,6 +215,41 @@ def test_run_up_without_a_terminal_asks_one_question_and_leaves_nothing_running(
     assert answer.strip()
     assert not alone.is_up()
     assert not list((alone.folder / "run").glob("*.sock"))
+
+
+def processes_of(shell: Shell) -> list[str]:
+    """Command lines of the living processes of this shell's runtime."""
+    mark = f"RUNTIME_RUN_DIR={shell.folder / 'run'}".encode()
+    found: list[str] = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended meanwhile
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                found.append((folder / "cmdline").read_text().replace("\0", " "))
+    return found
+
+
+def wait_no_processes(shell: Shell) -> None:
+    deadline_s = time.monotonic() + START_S
+    while left := processes_of(shell):
+        assert time.monotonic() < deadline_s, left
+        select.select([], [], [], 0.05)
+
+
+def test_run_up_leaves_nothing_running_when_it_is_killed(alone: Shell) -> None:
+    chat = Terminal(alone, "run", "--up")
+    chat.wait_for(">>> ")
+    chat.close()
+    wait_no_processes(alone)
+
+
+def test_run_up_leaves_nothing_running_when_it_is_interrupted_while_starting(alone: Shell) -> None:
+    chat = Terminal(alone, "run", "--up")
+    chat.wait_for("starting the runtime")
+    chat.process.send_signal(signal.SIGINT)
+    assert chat.process.wait(START_S) == 130
+    wait_no_processes(alone)
+    assert "Traceback" not in chat.seen
+    chat.close()
 
 
 def test_run_up_does_not_wait_for_an_idle_pipe(alone: Shell) -> None:

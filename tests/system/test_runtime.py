@@ -87,6 +87,22 @@ def test_bad_requests_leave_the_runtime_well(runtime: Runtime) -> None:
     assert runtime.chat()["done"]
 
 
+def test_a_full_context_without_shift_ends_with_length(runtime: Runtime) -> None:
+    options = {**LONG["options"], "num_predict": -1, "num_ctx": 64, "temperature": 5.0}
+    answer = runtime.http.post(
+        "/api/generate", json={**LONG, "options": options, "shift": False, "stream": False}
+    ).json()
+    assert answer["done_reason"] in ("length", "stop")
+    assert answer["prompt_eval_count"] + answer["eval_count"] <= 65
+
+
+def test_a_prompt_of_many_megabytes_harms_nobody(runtime: Runtime) -> None:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "word " * 400_000}], "stream": False}
+    answer = runtime.http.post("/api/chat", json={**body, "options": {"num_predict": 1}})
+    assert answer.status_code in (200, 400)
+    assert runtime.chat()["done"]
+
+
 def test_a_file_that_is_no_model_is_refused_at_create(runtime: Runtime) -> None:
     import hashlib
 

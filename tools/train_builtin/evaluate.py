@@ -158,7 +158,7 @@ def write_questions(entries: Sequence[Entry], outcomes: Sequence[Outcome], path:
         "# What the built-in model is asked by the system tests. Made by",
         "#   python -m tools.train_builtin.evaluate --write-questions",
         "# from tools/train_builtin/handbook.toml; change that file, not this one.",
-        "# phrasings: up to three that training draws from and one held out; this model answers them rightly.",
+        "# phrasings: up to three that training draws from and one held out, which this model gets right.",
         "# held_out: all held-out phrasings of the entry; docs/builtin-model.md says how many are right.",
         "# must_contain: lower-case substrings of a right answer.",
     ]
