@@ -113,7 +113,7 @@ def main() -> None:
     """Write one file a variant."""
     for name, tiny in t.VARIANTS.items():
         made = {
-            "how": f"tools/make_goldens.py; transformers {transformers.__version__}, torch {torch.__version__}",
+            "how": f"tools/make_goldens.py, transformers {transformers.__version__}, {torch.__version__=}",
             "prompt": t.prompt(tiny),
             "logits": [[float(f"{x:.7g}") for x in row] for row in logits(tiny)],
         }

@@ -208,7 +208,7 @@ async def _serve(
     task_status: trio.TaskStatus[None],
 ) -> None:
     listener = listener_of(bind_unix(path))
-    with scope:
+    with scope:  # serving ends by closing the listener
         await serve(listener, handler, name=name, task_status=task_status)
 
 

@@ -266,6 +266,7 @@ async def test_a_stream_keeps_its_lease_through_a_scheduler_restart(rig: Rig) ->
             nursery.start_soon(ask)
             await begun.wait()
             rig.scheduler_life.cancel()
+            await rig.scheduler.released.wait()
             await rig.start_scheduler()
             await rig.scheduler.leased.wait()
             assert rig.scheduler.n_leases == 1

@@ -139,7 +139,11 @@ async def test_text_becomes_tokens_and_text_again(tmp_path: Path, spec: ModelSpe
     ids=["missing", "wrong magic", "cut short", "absurd count"],
 )
 async def test_a_bad_file_is_refused_and_the_runner_lives(
-    tmp_path: Path, spec: ModelSpec, spoil: Callable[[Path], object], error: type[RuntimeFault], said: str | None
+    tmp_path: Path,
+    spec: ModelSpec,
+    spoil: Callable[[Path], object],
+    error: type[RuntimeFault],
+    said: str | None,
 ) -> None:
     bad = Path(shutil.copy(spec.path, tmp_path / "bad.gguf"))
     spoil(bad)

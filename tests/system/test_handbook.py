@@ -1,4 +1,4 @@
-"""The built-in model answers the questions of its handbook, through the real runtime, with greedy decoding."""
+"""The built-in model answers the questions of its handbook, greedily, through the real runtime."""
 
 import tomllib
 from collections.abc import Iterator
@@ -39,4 +39,5 @@ def test_it_says_what_it_is(client: ollama.Client) -> None:
 
 
 def test_it_says_that_it_does_not_know_the_world(client: ollama.Client) -> None:
-    assert not wrong_answer(client, "What is the capital of France?", ["only know my handbook", "runtime create"])
+    refusal = ["only know my handbook", "runtime create"]
+    assert not wrong_answer(client, "What is the capital of France?", refusal)
