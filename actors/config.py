@@ -29,16 +29,14 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     models_dir: str = ""  # the model library, in Ollama's layout; "": ~/.ollama/models
     host: str = "127.0.0.1"  # where HTTP is served; "": everywhere
     port: Port = DEFAULT_PORT  # 0: any free one
-    origins: tuple[
-        str, ...
-    ] = ()  # web origins allowed beside those of this machine; "*" in them is a wildcard
+    origins: tuple[str, ...] = ()  # web origins allowed beside this machine's own; "*" in one is a wildcard
     keep_alive_s: float = 300.0  # a model stays loaded after its last use; negative: for ever
     load_timeout_s: float = 300.0  # a load that makes no progress for so long is given up; 0 and less: never
     n_ctx: Count = 0  # positions of one sequence; 0: 4096, or what the model was trained for if less
     n_parallel: Annotated[int, msgspec.Meta(ge=1)] = 4  # sequences of one model at once
     n_batch: Annotated[int, msgspec.Meta(ge=1)] = 512  # inputs in one forward pass
     max_loaded: Count = 0  # models in memory; 0: three per device
-    max_queue: Annotated[int, msgspec.Meta(ge=1)] = 512  # requests that wait; more are answered 503
+    max_queue: Annotated[int, msgspec.Meta(ge=1)] = 512  # that wait for a load, or at a runner; more get 503
     kv_type: KvType = "f16"
     n_thread: Count = 0  # 0: one per performance core
     cpu_isa: str = ""  # forces the kernels' instruction set; "": the best there is

@@ -124,11 +124,6 @@ class Connection:
         why = self._why_gone or "it closed"
         return PeerGone(f"the link to {self.peer_name} is gone: {why}", where="link")
 
-    @property
-    def is_gone(self) -> bool:
-        """Nothing can be sent any more."""
-        return bool(self._why_gone)
-
     async def send(self, frame: Frame) -> None:
         """Queue a frame, waiting for room; PeerGone when the link is gone, LocalProtocolError if too long."""
         if self._why_gone:

@@ -100,9 +100,8 @@ def check_option(name: str, value: object) -> OptionValue:
             pass
         case "int", int() | float():
             # seeds have up to 63 bits, which a float would round
-            number = value if isinstance(value, int) else int(_finite(name, value))
-            if -_INT_LIMIT <= number < _INT_LIMIT:
-                return number
+            if -_INT_LIMIT <= value < _INT_LIMIT:
+                return int(value)
         case "float", int() | float():
             return _finite(name, value)
         case _:

@@ -5,6 +5,8 @@ either side may cancel it.  Items flow against credit, so a reader that stops re
 only.  Token ids and handles travel; tensors never do.
 
 Change a message: raise PROTOCOL_VERSION and add a line to PROTOCOL_CHANGES; a test compares the schema.
+
+Longer than a module should be, on purpose: the protocol is one thing, to be read from top to bottom.
 """
 
 import enum
@@ -83,8 +85,7 @@ class Devices(Msg, frozen=True):
 
 
 class SpawnRunner(Msg, frozen=True):
-    """Scheduler -> runner host: start a runner process.  Answered by one RunnerStarted when its socket
-    answers."""
+    """Scheduler -> runner host: start a runner.  Answered by one RunnerStarted when its socket answers."""
 
     runner_id: str
 
@@ -98,15 +99,13 @@ class RunnerStarted(Msg, frozen=True):
 
 
 class StopRunner(Msg, frozen=True):
-    """Scheduler -> runner host: the stopping ladder (SIGTERM, wait, SIGKILL).  Answered by one
-    RunnerExited."""
+    """Scheduler -> runner host: SIGTERM, wait, SIGKILL.  Answered by one RunnerExited."""
 
     runner_id: str
 
 
 class WatchRunners(Msg, frozen=True):
-    """Scheduler -> runner host: one RunnerStarted for each living runner, then a RunnerExited for each
-    death."""
+    """Scheduler -> runner host: a RunnerStarted for each runner alive, then a RunnerExited for each death."""
 
 
 class RunnerExited(Msg, frozen=True):
@@ -119,8 +118,7 @@ class RunnerExited(Msg, frozen=True):
 
 
 class Inspect(Msg, frozen=True):
-    """Gateway -> runner host: read a model file's header in a short-lived process.  Answered by one
-    ModelInfo."""
+    """Gateway -> runner host: read a file's header in a short-lived process.  Answered by one ModelInfo."""
 
     path: str
 
@@ -278,8 +276,7 @@ class Lease(Msg, frozen=True):
 
 
 class Unload(Msg, frozen=True):
-    """Gateway or client -> scheduler: unload once idle, refuse nobody meanwhile.  The stream ends when
-    accepted."""
+    """Gateway or client -> scheduler: unload once idle.  The stream ends when this is accepted."""
 
     digest: str
 

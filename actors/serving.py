@@ -46,11 +46,6 @@ class Replies:
             if not is_sent:
                 self._credit += 1
 
-    @property
-    def is_waiting(self) -> bool:
-        """The reader has given no credit: a `send` would wait."""
-        return self._credit <= 0
-
     def grant(self, n: int) -> None:
         """For the link: the reader takes n more."""
         if self._credit + n > CREDIT_MAX:

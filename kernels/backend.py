@@ -1,5 +1,4 @@
-"""What a device must be able to do for a plan to run on it.  Satisfied by `reference` and `cpu`; later
-`sim`, `cuda`.
+"""What a device must be able to do for a plan to run on it.  `reference` and `cpu` satisfy it.
 
 A backend is one device's memory and kernels.  It never allocates while a program runs: everything comes from
 buffers made by `allocate` before, whose sizes the plan knows.

@@ -40,9 +40,9 @@ class Executable:
         self._bounds = bounds
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Execute once.  inputs by name, C-contiguous, in the declared dtype; symbols take their sizes
-        from them.
+        """Execute once.
 
+        Inputs by name, C-contiguous, in the declared dtype; symbols take their sizes from them.
         Returns views of the outputs that the next run overwrites.  ValueError names an input that is missing,
         too large or of another dtype.
         """

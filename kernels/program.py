@@ -33,8 +33,7 @@ class ShapeError(ValueError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Program:
-    """Immutable: ops in order of execution, and every tensor by role.  `n_layer` is the output layer's
-    index."""
+    """Immutable: ops in order of execution, every tensor by role; `n_layer` is the output layer's index."""
 
     n_layer: int
     ops: tuple[Op, ...]
@@ -72,8 +71,7 @@ class ProgramBuilder:
         return self._declare(self._inputs, Tensor(name, shape, dtype, Role.INPUT, INPUT_LAYER))
 
     def weight(self, name: str, shape: tuple[int, ...], dtype: DType) -> Tensor:
-        """A tensor of the model file.  Asking again for the same name gives the same tensor (tied
-        embeddings)."""
+        """A tensor of the model file; a name asked for again gives the same tensor (tied embeddings)."""
         known = self._weights.get(name)
         if known is not None:
             _expect(

@@ -52,8 +52,7 @@ class Role(enum.Enum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tensor:
-    """A named tensor of a program.  `layer` is 0..n_layer-1, n_layer for the output layer, -1 for the
-    input side."""
+    """A named tensor of a program; `layer` is 0..n_layer-1, n_layer for the output, -1 for the input side."""
 
     name: str
     shape: Shape

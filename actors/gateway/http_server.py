@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 768  # the request queue and half again; descriptors must be left for runners and files
 IDLE_S = 75.0  # clients' pools hold connections for less
+SEND_STALL_S = 60.0  # a reader who stopped holds one of the few sequences of a model for no longer
+SEND_PIECE_BYTES = 64 << 10
 MAX_HEAD_BYTES = 64 << 10
 
 
@@ -24,9 +26,19 @@ class _Connection:
     def __init__(self, stream: trio.SocketStream) -> None:
         self.socket = stream.socket
         self.receive_some = stream.receive_some
-        self.send_all = stream.send_all
+        self._send_all = stream.send_all
         self.send_eof = stream.send_eof
         self.aclose = stream.aclose
+
+    async def send_all(self, data: bytes) -> None:
+        """Send; BrokenResourceError, and the connection is closed, when the client takes nothing any more."""
+        for at in range(0, len(data), SEND_PIECE_BYTES):
+            with trio.move_on_after(SEND_STALL_S) as patience:
+                await self._send_all(data[at : at + SEND_PIECE_BYTES])
+            if patience.cancelled_caught:
+                self.socket.close()
+                log.info("a client took nothing for %.0f s and is cut", SEND_STALL_S)
+                raise trio.BrokenResourceError
 
 
 class HttpServer:

@@ -38,7 +38,7 @@ class Gateway:
         self._config = config
         self._metrics = Metrics()
         self._renderer = ChatRenderer()
-        self._library = Library(Path(config.models_dir), self._inspect)
+        self._library = Library(Path(config.models_dir), self._inspect, check_template=self._renderer.check)
         self._listener = listener
         self._links: Links | None = None
         self._server: HttpServer | None = None
@@ -64,6 +64,7 @@ class Gateway:
             await nursery.start(self._renderer.run)
             await nursery.start(server.serve, sock)
             task_status.started()
+            await self._library.warm()  # others wait for it only if they come before it has ended
 
     async def drain(self) -> None:
         """Accept nothing new and finish what has begun."""

@@ -2,8 +2,7 @@
 
 One task owns every sequence and the cache; it composes a batch, has the device's thread run it, and hands the
 drawn tokens out.  Nothing it does waits for a reader.  An error that is not one sequence's own goes up and
-ends
-the process: its last words are the traceback.
+ends the process: its last words are the traceback.
 """
 
 import secrets
@@ -20,12 +19,12 @@ from actors.errors import ModelError, PeerGone, QueueFull, RequestError
 from actors.protocol import DoneReason, Generate, Sampling
 from actors.runner.batch import Waiting, compose
 from actors.runner.cache.causal import CausalCache
-from actors.runner.context import n_discard, truncate
+from actors.runner.context import shift, truncate
 from actors.runner.forward import Drawn, Part, forward, index_arrays
 from actors.runner.model import Model
 from actors.runner.output import Output
 from actors.runner.sequence import MAX_PREDICT_CONTEXTS, Sequence
-from kernels.ops.sampling import SamplingParams
+from kernels.ops.sampling import MAX_TOP_LOGPROBS, SamplingParams
 
 SEED_BITS = 63
 
@@ -43,18 +42,21 @@ def sampling_params(sampling: Sampling) -> SamplingParams:
 
 
 class Engine:
-    """Sequences of one committed model.  `run` serves until cancelled; `open` adds a sequence."""
+    """Sequences of one allocated model.  `run` serves until `stop`; `open` adds a sequence."""
 
     def __init__(self, model: Model, max_queue: int) -> None:
         self._model = model
+        self._tokenizer = model.tokenizer  # a prompt may still be tokenised while the model is closed
         self._max_queue = max_queue
         self._cache = CausalCache(model.n_pages, model.page_size)
         self._queue: deque[Sequence] = deque()  # bounded by max_queue
         self._active: dict[int, Sequence] = {}  # bounded by the model's n_parallel
+        self._n_opening = 0  # prompts that are being tokenised
         self._next_id = 1
         self._start = 0
         self._wake = trio.Event()
         self._device = trio.CapacityLimiter(1)
+        self._life = trio.CancelScope()
         self.stopped = trio.Event()
         self.n_batches = 0
         self.n_inputs = 0
@@ -74,15 +76,27 @@ class Engine:
     async def open(self, request: Generate) -> AsyncGenerator[Sequence]:
         """A sequence that is being served while the block runs; leaving the block cancels it.
 
-        RequestError for a prompt that is empty, unknown to the vocabulary or too long; QueueFull.
+        RequestError for a prompt that is empty, unknown to the vocabulary or too long; QueueFull; PeerGone
+        when the engine has stopped.
         """
-        if len(self._queue) >= self._max_queue:
+        n_free = self._model.n_parallel - len(self._active)
+        if len(self._queue) + self._n_opening >= self._max_queue + n_free:
             raise QueueFull("server busy, please try again.  maximum pending requests exceeded")
         seq_id, self._next_id = self._next_id, self._next_id + 1
-        # tokenising a long text takes a while; the loop must not wait for it
-        sequence = await trio.to_thread.run_sync(self._sequence, request, seq_id)
-        self._queue.append(sequence)
-        self._wake.set()
+        self._n_opening += 1
+        try:
+            # tokenising a long text takes a while; the loop must not wait for it
+            sequence = await trio.to_thread.run_sync(self._sequence, request, seq_id)
+        finally:
+            self._n_opening -= 1
+        if self.stopped.is_set():
+            raise self._parting()
+        reason = sequence.end_before(self._model.n_ctx)
+        if reason is not None:
+            sequence.end(reason)
+        else:
+            self._queue.append(sequence)
+            self._wake.set()
         try:
             yield sequence
         finally:
@@ -92,29 +106,38 @@ class Engine:
         """A reader took something: its sequence may run again."""
         self._wake.set()
 
-    async def run(self) -> None:
-        """Serve until cancelled; then `stopped` is set and every sequence has ended."""
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until `stop`, or cancelled; then `stopped` is set and every sequence has ended."""
         try:
-            while True:
-                self._wake = trio.Event()
-                self._admit()
-                parts = self._next_parts()
-                if parts:
-                    await self._step(parts)
-                else:
-                    await self._wake.wait()
+            with self._life:
+                task_status.started()
+                while True:
+                    self._wake = trio.Event()
+                    self._admit()
+                    parts = self._next_parts()
+                    if parts:
+                        await self._step(parts)
+                    else:
+                        await self._wake.wait()
         finally:
             for sequence in (*self._active.values(), *self._queue):
-                sequence.fail(
-                    PeerGone("the model was unloaded", where="runner", mend="send the request again")
-                )
+                sequence.fail(self._parting())
             self.stopped.set()
+
+    async def stop(self) -> None:
+        """End `run`, which has been started; returns when the last batch has left the device."""
+        self._life.cancel()
+        await self.stopped.wait()
+
+    def _parting(self) -> PeerGone:
+        what = "the model was unloaded" if self._life.cancel_called else "the runner is ending"
+        return PeerGone(what, where="runner", mend="send the request again")
 
     async def _step(self, parts: SequenceOf[Part]) -> None:
         sequences = {part.seq_id: self._active[part.seq_id] for part in parts}
         inputs = index_arrays(parts, self._cache)
         executable = self._model.executable(len(inputs["tokens"]), len(inputs["outputs"]))
-        work = partial(forward, executable, inputs, parts, self._model.tokenizer)
+        work = partial(forward, executable, inputs, parts, self._tokenizer)
         drawn = await trio.to_thread.run_sync(work, limiter=self._device)
         self.n_batches += 1
         self.n_inputs += len(inputs["tokens"])
@@ -135,21 +158,19 @@ class Engine:
         elif sequence.n_limit <= sequence.n_drawn:
             sequence.end(DoneReason.LIMIT)  # nothing was to be predicted
         else:
-            sequence.take(drawn, self._model.tokenizer.eog_ids)
+            sequence.take(drawn, self._tokenizer.eog_ids)
             if not sequence.is_done and len(sequence.history) > self._model.n_ctx:
                 self._make_room(sequence)
-        if sequence.is_done:
+        if sequence.is_done:  # its reader may be slow; others need not wait for that
+            del self._active[sequence.seq_id]
             self._free(sequence)
 
     def _make_room(self, sequence: Sequence) -> None:
         """The context is full: stop, or drop the oldest half after n_keep and compute the rest again."""
-        request, n_ctx = sequence.request, self._model.n_ctx
-        if not request.shift:
+        if not sequence.request.shift:
             sequence.end(DoneReason.CONTEXT)
             return
-        n_keep = n_ctx - 1 if request.n_keep < 0 else min(request.n_keep, n_ctx - 1)
-        n_drop = n_discard(n_ctx, n_keep, n_ctx)
-        del sequence.history[n_keep : n_keep + n_drop]
+        sequence.history = shift(sequence.history, self._model.n_ctx, sequence.request.n_keep)
         self._free(sequence)
         sequence.slot = self._cache.open(sequence.history)
 
@@ -192,21 +213,23 @@ class Engine:
 
     def _sequence(self, request: Generate, seq_id: int) -> Sequence:
         """Tokenise, check and truncate a request; runs on a worker thread."""
-        tokenizer, n_ctx = self._model.tokenizer, self._model.n_ctx
+        tokenizer, n_ctx = self._tokenizer, self._model.n_ctx
         prompt = request.prompt
         tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         self._check(request, tokens)
         kept = truncate(tokens, n_ctx, request.n_keep)
         params = sampling_params(request.sampling)
-        limit = request.n_predict if request.n_predict >= 0 else MAX_PREDICT_CONTEXTS * n_ctx
+        most = MAX_PREDICT_CONTEXTS * n_ctx
+        limit = request.n_predict if 0 <= request.n_predict <= most else most
         output = Output(tokenizer, request.stop)
         sequence = Sequence(seq_id, request, params, kept, len(kept), len(tokens) - len(kept), limit, output)
-        for token in request.resume:
-            output.push(token)  # what it gives was delivered before
+        output.replay(request.resume)
         sequence.n_drawn = len(request.resume)
-        sequence.history += request.resume
-        if len(sequence.history) > n_ctx:
-            sequence.history = truncate(sequence.history, n_ctx, request.n_keep)
+        for token in request.resume:
+            sequence.history.append(token)
+            if len(sequence.history) > n_ctx and request.shift:
+                # just where the runner before this one did, or what follows would differ
+                sequence.history = shift(sequence.history, n_ctx, request.n_keep)
         return sequence
 
     def _check(self, request: Generate, tokens: SequenceOf[int]) -> None:
@@ -215,7 +238,13 @@ class Engine:
             raise RequestError("the prompt is empty", where="runner", mend="send at least one token")
         if "" in request.stop:
             raise RequestError("a stop string is empty", where="stop", mend="leave it out")
-        worst = max((*tokens, *request.resume))
+        if request.n_logprobs > MAX_TOP_LOGPROBS:
+            raise RequestError(
+                f"{request.n_logprobs} log-probabilities a token were asked for, at most {MAX_TOP_LOGPROBS} "
+                "are given",
+                where="n_logprobs",
+            )
+        worst = max(max(tokens), max(request.resume, default=0))
         if worst >= n_vocab:
             raise RequestError(f"token {worst} is outside the vocabulary of {n_vocab}", where="prompt")
         if len(tokens) > n_ctx and not (request.truncate and request.shift):

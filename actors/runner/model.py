@@ -25,7 +25,8 @@ from actors.runner.tokenizer.tokenizer import Tokenizer
 from kernels.backend import Backend, Buffer, Bytes, OutOfMemory
 from kernels.dtype import DType
 from kernels.executable import Executable
-from kernels.plan import Placement, plan
+from kernels.plan import Placement, PlanError, plan
+from kernels.program import ShapeError
 from kernels.tensor import N_OUTPUTS, N_PAGES, N_SEQS, N_TOKENS, Tensor
 
 DEFAULT_N_CTX = 4096
@@ -94,6 +95,9 @@ class Model:
             check_model(file)
             n_layer = file.get_int(f"{file.get_str('general.architecture')}.block_count")
             return cls(file, spec, options, backends, read_placement(layers, n_layer, backends))
+        except (PlanError, ShapeError) as exc:
+            file.close()
+            raise Unsupported(str(exc), where=spec.path) from exc
         except BaseException:
             file.close()
             raise
@@ -169,8 +173,10 @@ class Model:
         self._file.close()
 
     def _take(self, device: str, n_bytes: int, label: str) -> Buffer:
-        buffer = self._backends[device].allocate(n_bytes, label)
-        self.attempt.measure(device, label, self._backends[device].round_up(n_bytes))
+        backend = self._backends[device]
+        before_bytes = backend.allocations.given_bytes
+        buffer = backend.allocate(n_bytes, label)
+        self.attempt.measure(device, label, backend.allocations.given_bytes - before_bytes)
         return buffer
 
     def _bind(self) -> None:

@@ -4,6 +4,7 @@ Chunks carry the tokens behind their text, so that a stream can be resumed on an
 tokens of all chunks sent so far reproduces exactly this object's state.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from actors.protocol import Chunk, Logprob
@@ -39,6 +40,12 @@ class Output:
         decoded = self._bytes.push(self._tokenizer.piece(token))
         self._n_decoded += len(decoded)
         return self._match(decoded)
+
+    def replay(self, tokens: Sequence[int]) -> None:
+        """Be where another output stood when it had given these tokens; they are not given again."""
+        for token in tokens:
+            self.push(token)
+        self._held = []
 
     def flush(self) -> Chunk | None:
         """The answer has ended: everything held is sent."""

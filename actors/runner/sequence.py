@@ -51,6 +51,17 @@ class Sequence:
         """Whether the next batch may take it: it has a slot, and its reader keeps up."""
         return self.slot is not None and not self.is_done and len(self.unsent) < MAX_UNSENT
 
+    def end_before(self, n_ctx: int) -> DoneReason | None:
+        """Why a resumed sequence has nothing left to draw: the runner before this one died on its last
+        words."""
+        if not self.request.resume:
+            return None
+        if self.output.stop_string:
+            return DoneReason.STOP_STRING
+        if self.n_drawn >= self.n_limit:
+            return DoneReason.LIMIT
+        return DoneReason.CONTEXT if len(self.history) > n_ctx else None
+
     def start(self) -> None:
         """It has a slot from now on; waiting ends here."""
         self.started_s = time.monotonic()

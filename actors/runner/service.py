@@ -36,6 +36,7 @@ from actors.protocol import (
 from actors.runner.devices import open_backends
 from actors.runner.engine import Engine
 from actors.runner.model import Model
+from actors.runner.tokenizer.tokenizer import Tokenizer
 
 PROGRESS_EVERY_BYTES = 64 << 20  # progress more often than this tells a person nothing
 
@@ -77,20 +78,15 @@ class Runner:
         self._model: Model | None = None
         self._engine: Engine | None = None
         self._loading = trio.Lock()
-        self._changed = trio.Event()
+        self._engine_nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep registered with the scheduler and serve the model that is ready."""
+        """Keep registered with the scheduler, and own the engine of the model that is ready."""
         async with trio.open_nursery() as nursery:
+            self._engine_nursery = nursery
             nursery.start_soon(self._register)
             task_status.started()
-            while True:
-                changed, engine = self._changed, self._engine
-                async with trio.open_nursery() as serving_nursery:
-                    if engine is not None:
-                        serving_nursery.start_soon(engine.run)
-                    await changed.wait()
-                    serving_nursery.cancel_scope.cancel()
+            await trio.sleep_forever()
 
     def gauges(self) -> dict[str, float]:
         """Counters for GetStats."""
@@ -114,13 +110,13 @@ class Runner:
             case Generate():
                 await self._generate(request, replies)
             case Tokenize():
-                model = self._ready_model()
-                tokens = model.tokenizer.encode(
-                    request.text, add_special=request.add_special, parse_special=request.parse_special
+                await replies.send(
+                    Tokens(await trio.to_thread.run_sync(tokenize, self._tokenizer(), request))
                 )
-                await replies.send(Tokens(tuple(tokens)))
             case Detokenize():
-                await replies.send(Text(self._ready_model().tokenizer.decode(list(request.tokens))))
+                await replies.send(
+                    Text(await trio.to_thread.run_sync(detokenize, self._tokenizer(), request))
+                )
             case _:
                 raise not_understood(request)
 
@@ -131,14 +127,18 @@ class Runner:
                     f"this runner is {self._phase.value} already", where="alloc", mend="close first"
                 )
             model = await trio.to_thread.run_sync(self._open, request)
-            if await trio.to_thread.run_sync(model.allocate):
+            try:
+                is_allocated = await trio.to_thread.run_sync(model.allocate)
+            except BaseException:
+                model.close()
+                raise
+            report = model.report()
+            if is_allocated:
                 self._model = model
                 self._move(Phase.ALLOCATED)
-                await replies.send(model.report())
             else:
-                report = model.report()
                 model.close()
-                await replies.send(report)
+            await replies.send(report)
 
     async def _commit(self, replies: Replies) -> None:
         async with self._loading:
@@ -153,7 +153,10 @@ class Runner:
                 async with told:
                     async for item in told:
                         await replies.send(item)
-            self._engine = Engine(model, self._config.max_queue)
+            engine = Engine(model, self._config.max_queue)
+            assert self._engine_nursery is not None, "requests come once the service is up"
+            await self._engine_nursery.start(engine.run)
+            self._engine = engine
             self._move(Phase.READY)
             await replies.send(model.report())
 
@@ -212,12 +215,12 @@ class Runner:
         backends = open_backends(self._config.cpu_isa, options.n_thread)
         return Model.open(request.model, options, request.placement, backends)
 
-    def _ready_model(self) -> Model:
+    def _tokenizer(self) -> Tokenizer:
         if self._phase is not Phase.READY or self._model is None:
             raise RequestError(
                 f"this runner is {self._phase.value}", where="runner", mend="load a model first"
             )
-        return self._model
+        return self._model.tokenizer
 
     async def _close(self) -> None:
         """The engine leaves its last batch before the memory under it goes."""
@@ -227,12 +230,29 @@ class Runner:
         self._model = self._engine = None
         self._move(Phase.EMPTY)
         if engine is not None:
-            await engine.stopped.wait()
+            with trio.CancelScope(
+                shield=True
+            ):  # bounded by a batch; half closed, the memory would stay taken
+                await engine.stop()
         model.close()
 
     def _move(self, phase: Phase) -> None:
         if phase not in MOVES[self._phase]:
             raise AssertionError(f"a runner does not go from {self._phase.value} to {phase.value}")
         self._phase = phase
-        self._changed.set()
-        self._changed = trio.Event()
+
+
+def tokenize(tokenizer: Tokenizer, request: Tokenize) -> tuple[int, ...]:
+    """Token ids of a text; a long one takes a while."""
+    ids = tokenizer.encode(request.text, add_special=request.add_special, parse_special=request.parse_special)
+    return tuple(ids)
+
+
+def detokenize(tokenizer: Tokenizer, request: Detokenize) -> str:
+    """The text of token ids; RequestError names one outside the vocabulary."""
+    worst = max(request.tokens, default=0)
+    if worst >= tokenizer.n_vocab:
+        raise RequestError(
+            f"token {worst} is outside the vocabulary of {tokenizer.n_vocab}", where="detokenize"
+        )
+    return tokenizer.decode(request.tokens)

@@ -18,6 +18,8 @@ import trio
 from actors.errors import RuntimeFault
 from actors.protocol import LoadedModel, LoadOptions, LoadProgress, MemoryReport, ModelSpec
 
+DEFAULT_N_CTX = 4096  # what a runner takes when nobody says anything
+
 
 class Life(enum.Enum):
     """Where a model in memory is in its life."""
@@ -144,10 +146,12 @@ def serves(
 
     A field that the request leaves open is content with anything; one that the load left open has the
     default.
+    The context left open is content with one as long as the default at least: in a shorter one, which somebody
+    else asked for, prompts would be cut that nobody meant to be cut.
     A context that was cut to the trained one is still the context that was asked for.
     """
-    if wanted.n_ctx not in (0, options.n_ctx) and (
-        report is None or _n_ctx_of(wanted, report) != report.n_ctx
+    if wanted.n_ctx != options.n_ctx and not _has_context(
+        options, report, wanted.n_ctx, defaults.n_ctx or DEFAULT_N_CTX
     ):
         return False
     if wanted.n_gpu >= 0 and wanted.n_gpu != options.n_gpu:
@@ -158,5 +162,12 @@ def serves(
     )
 
 
-def _n_ctx_of(wanted: LoadOptions, report: MemoryReport) -> int:
-    return min(wanted.n_ctx, report.n_ctx_train) if report.n_ctx_train else wanted.n_ctx
+def _has_context(
+    options: LoadOptions, report: MemoryReport | None, wanted_n_ctx: int, default_n_ctx: int
+) -> bool:
+    if report is None:
+        return wanted_n_ctx == 0 and options.n_ctx >= default_n_ctx
+    n_ctx = wanted_n_ctx or default_n_ctx
+    if report.n_ctx_train:
+        n_ctx = min(n_ctx, report.n_ctx_train)
+    return report.n_ctx >= n_ctx if wanted_n_ctx == 0 else report.n_ctx == n_ctx

@@ -8,6 +8,7 @@ from actors.protocol import RunnerExited
 TELLING = ("panic:", "fatal", "error", "cuda", "assert", "out of memory", "killed")
 LINE_MAX = 500  # characters of a line that reach an API error
 N_LINES = 3
+GROUP_FRAME = "+-| "  # what Python draws around the traceback of an exception group
 
 
 def death_of(name: str, exited: RunnerExited | None, doing: str) -> PeerGone:
@@ -37,6 +38,7 @@ def ending(exit_code: int) -> str:
 
 def telling_lines(last_words: str) -> str:
     """From the first line that names an error, else the last line: at most N_LINES, each cut to LINE_MAX."""
-    lines = [line.strip() for line in last_words.splitlines() if line.strip()]
+    stripped = (line.strip().lstrip(GROUP_FRAME) for line in last_words.splitlines())
+    lines = [line for line in stripped if line]
     first = next((i for i, line in enumerate(lines) if line.lower().startswith(TELLING)), len(lines) - 1)
     return " | ".join(line[:LINE_MAX] for line in lines[max(0, first) :][:N_LINES])

@@ -51,6 +51,7 @@ class Scheduler:
             self._runners, self._ledger, self._journal, stall_s(config.load_timeout_s), config.n_thread
         )
         defaults = LoadOptions(
+            n_ctx=config.n_ctx,
             n_batch=config.n_batch,
             n_thread=config.n_thread,
             n_parallel=config.n_parallel,

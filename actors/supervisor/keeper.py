@@ -22,9 +22,8 @@ STOP_S: Final = DRAIN_S + 2
 """From SIGTERM to SIGKILL: an actor's own draining, and a little."""
 GIVE_UP_STOP_S: Final = 3.0
 """The same when the runtime fails: nothing is worth waiting for."""
-
-
 RETRY_S: Final = 0.02
+"""Between two looks at an actor that starts: it takes some hundred milliseconds to answer."""
 
 
 class HealthPolicy(msgspec.Struct, frozen=True):

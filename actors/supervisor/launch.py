@@ -1,6 +1,5 @@
 """Starting a child with its listening sockets at descriptors 3, 4, ... and its lifeline behind them."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -84,8 +83,3 @@ async def _hurry(
     await hurry.wait()
     process.terminate()  # a second one cuts its draining short
     patience.deadline = min(patience.deadline, trio.current_time() + hurry_s)
-
-
-def lifeline() -> tuple[int, int]:
-    """Read end, for children; write end, to be held by nobody else."""
-    return os.pipe()

@@ -113,9 +113,15 @@ KERNEL_INLINE F maximum(F a, F b) { return select(a > b, a, b); }
 
 // Sums halves onto one another: the same order whatever surrounds it.
 KERNEL_INLINE float sum(F8 v) {
+#if defined(KERNEL_X86)
+    const __m128 fours = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 twos = _mm_add_ps(fours, _mm_movehl_ps(fours, fours));
+    return _mm_cvtss_f32(_mm_add_ss(twos, _mm_movehdup_ps(twos)));
+#else
     float x[8];
     store(x, v);
     return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
+#endif
 }
 
 #if KERNEL_LANES == 16

@@ -1,7 +1,6 @@
-"""Attention over a paged cache: keys and values live in cells, cells in pages of `page_size`, and a table
-names the pages of each sequence in order.  arXiv:2309.06180 (paged attention), arXiv:2205.14135 (online
-softmax).
+"""Attention over a paged cache.  arXiv:2309.06180 (pages), arXiv:2205.14135 (online softmax).
 
+Keys and values live in cells, cells in pages of `page_size`; a table names each sequence's pages in order.
 The i-th cell of sequence s is `tables[s, i // page_size] * page_size + i % page_size`.  A row sees the first
 `n_visible[row]` cells of its sequence (its own is the last), of them only the last `window + 1` when
 window > 0 (BEHAVIOUR T7 counts a window without the row itself).
@@ -46,8 +45,10 @@ class StoreKV(Op):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attention(Op):
-    """q [n, n_head * head_dim] f32, states as in `StoreKV`, tables [n_seqs, n_pages] i32, rows [n] i32
-    (which table row), n_visible [n] i32 (>= 1) -> out [n, n_head * head_dim] f32.
+    """Let each row's query heads attend to the cells it sees.
+
+    q [n, n_head * head_dim] f32, states as in `StoreKV`, tables [n_seqs, n_pages] i32, rows [n] i32 (which
+    table row), n_visible [n] i32 (>= 1) -> out [n, n_head * head_dim] f32.
 
     Query head h reads key/value head h // (n_head // n_head_kv).  scores = scale * q.k, soft-capped to
     softcap * tanh(scores / softcap) when softcap > 0.  `out` may not share memory with `q`.

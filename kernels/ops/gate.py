@@ -10,8 +10,10 @@ from kernels.tensor import Tensor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SwiGLU(Op):
-    """gate, up [n, n_ff] f32 -> out [n, n_ff] f32 = gate * sigmoid(gate) * up.  `out` may share memory
-    with either."""
+    """gate, up [n, n_ff] f32 -> out [n, n_ff] f32 = gate * sigmoid(gate) * up.
+
+    `out` may share memory with either.
+    """
 
     gate: Tensor
     up: Tensor

@@ -14,9 +14,9 @@ from kernels.tensor import Tensor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Matmul(Op):
-    """x [n, n_in] f32, weight [n_out, n_in] any dtype, bias [n_out] f32, residual [n, n_out] f32
-    -> out [n, n_out] f32 = x weight^T (+ bias) (+ residual).
+    """out [n, n_out] f32 = x weight^T (+ bias) (+ residual).
 
+    x [n, n_in] f32, weight [n_out, n_in] any dtype, bias [n_out] f32, residual [n, n_out] f32.
     `residual` may share memory with `out`; `x` may not.
     """
 

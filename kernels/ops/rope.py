@@ -1,6 +1,6 @@
-"""Rotary position embedding.  arXiv:2104.09864; scaling variants: linear (arXiv:2306.15595), YaRN
-(arXiv:2309.00071), and the per-dimension factors of llama 3.1.
+"""Rotary position embedding.  arXiv:2104.09864.
 
+Scaling variants: linear (arXiv:2306.15595), YaRN (arXiv:2309.00071), and llama 3.1's per-dimension factors.
 Every variant comes down to one inverse frequency per rotated pair and one magnitude, both known when the
 program is built, so the op has no variants: `models/rope.py` of the runner computes the numbers.
 """

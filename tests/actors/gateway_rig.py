@@ -215,7 +215,7 @@ async def _serve(
 @asynccontextmanager
 async def gateway_rig(run_dir: Path, models_dir: Path, **settings: object) -> AsyncGenerator[Rig, None]:
     """Start everything; stop it at the end."""
-    config = Config(run_dir=str(run_dir), models_dir=str(models_dir), **settings)  # pyright: ignore[reportArgumentType]
+    config = Config(run_dir=str(run_dir), models_dir=str(models_dir), **settings)  # pyright: ignore[reportArgumentType]  # as a test names them
     sock = bind_tcp("127.0.0.1", 0)
     port: int = sock.getsockname()[1]
     infos: dict[str, ModelInfo] = {}

@@ -243,8 +243,8 @@ class Rig:
 
 async def until(holds: Callable[[], Awaitable[bool]]) -> None:
     """Look until it holds; the rig's own deadline is the limit."""
-    while not await holds():  # noqa: ASYNC110
-        await trio.sleep(0.01)  # other processes give no event to wait for
+    while not await holds():  # noqa: ASYNC110  # other processes give no event to wait for
+        await trio.sleep(0.01)
 
 
 class Asking:

@@ -105,7 +105,7 @@ class FakeRuntime:
 
     async def wait_idle(self) -> None:
         """Until nothing is leased or generated."""
-        while self.n_leases or self.n_generating:  # noqa: ASYNC110  # a test
+        while self.n_leases or self.n_generating:  # noqa: ASYNC110  # what ends them is on the client's side
             await trio.sleep(0.005)
 
 
@@ -191,7 +191,7 @@ async def test_closing_a_generation_stops_it_and_keeps_the_lease(run_dir: Path) 
     async with fake_runtime(run_dir) as runtime, open_client(run_dir) as client, client.lease("m") as lease:
         async with lease.generate("x", n_predict=-1) as generation:
             await anext(generation)
-        while runtime.n_generating:  # noqa: ASYNC110  # a test
+        while runtime.n_generating:  # noqa: ASYNC110  # the cancel is on its way through a socket
             await trio.sleep(0.005)
         assert runtime.n_leases == 1
 

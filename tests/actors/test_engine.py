@@ -1,9 +1,12 @@
 """The engine on a tiny real model and the reference backend: streams, limits, cancellation, isolation."""
 
+import copy
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import trio
@@ -14,6 +17,9 @@ from actors.protocol import Chunk, DoneReason, Finished, Generate, LoadOptions, 
 from actors.runner.engine import Engine
 from actors.runner.model import Model
 from actors.runner.sequence import Sequence
+from kernels.cpu.backend import CpuBackend
+from kernels.executable import Executable
+from kernels.ops.op import Array
 from kernels.reference import ReferenceBackend
 from tests.golden import tiny as t
 
@@ -232,12 +238,200 @@ async def test_stopping_the_engine_ends_every_sequence_with_an_error(model_path:
     async with trio.open_nursery() as nursery, engine.open(Generate(PROMPT, GREEDY)) as sequence:
         nursery.start_soon(engine.run)
         assert isinstance(await sequence.receive(), Chunk)
-        nursery.cancel_scope.cancel()
-        with trio.CancelScope(shield=True):
-            await engine.stopped.wait()
-            with pytest.raises(PeerGone, match="unloaded"):
-                await drain(sequence)
+        await engine.stop()
+        with pytest.raises(PeerGone, match="unloaded"):
+            await drain(sequence)
     model.close()
+
+
+async def test_a_prompt_still_being_tokenised_when_the_engine_stops_ends_with_an_error(
+    model_path: Path,
+) -> None:
+    model = open_model(model_path)
+    engine = Engine(model, max_queue=8)
+    threads = trio.to_thread.current_default_thread_limiter()
+    n_threads, threads.total_tokens = threads.total_tokens, 1
+    async with trio.open_nursery() as nursery:
+        await nursery.start(engine.run)
+        await threads.acquire()  # nobody tokenises until this is released
+        nursery.start_soon(_expect_unloaded, engine)
+        await trio.testing.wait_all_tasks_blocked()
+        await engine.stop()
+        model.close()
+        threads.release()
+        threads.total_tokens = n_threads
+
+
+async def _expect_unloaded(engine: Engine) -> None:
+    with pytest.raises(PeerGone, match="unloaded"):
+        await collect(engine, Generate(PROMPT, GREEDY))
+
+
+async def test_prompts_being_tokenised_count_as_waiting(model_path: Path) -> None:
+    threads = trio.to_thread.current_default_thread_limiter()
+    n_threads, threads.total_tokens = threads.total_tokens, 1
+    request = Generate(PROMPT, GREEDY, n_predict=1)
+    async with engine_of(model_path, n_parallel=1, max_queue=1) as engine, trio.open_nursery() as nursery:
+        await threads.acquire()
+        for _ in range(2):  # one for the free slot, one to wait for it
+            nursery.start_soon(collect, engine, request)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(QueueFull):
+            await collect(engine, request)
+        threads.release()
+        threads.total_tokens = n_threads
+
+
+async def test_a_long_prompt_is_tokenised_without_holding_up_anybody(model_path: Path) -> None:
+    async with engine_of(model_path) as engine, trio.open_nursery() as nursery:
+        longest_s = 0.0
+
+        async def step() -> None:
+            nonlocal longest_s
+            while True:
+                began_s = time.monotonic()
+                await trio.lowlevel.checkpoint()
+                longest_s = max(longest_s, time.monotonic() - began_s)
+
+        nursery.start_soon(step)
+        began_s = time.monotonic()
+        await collect(engine, Generate("a word " * 100_000, GREEDY, n_predict=1))
+        took_s = time.monotonic() - began_s
+        nursery.cancel_scope.cancel()
+    assert longest_s < took_s / 2
+
+
+async def test_a_slow_reader_of_a_finished_answer_holds_no_slot(model_path: Path) -> None:
+    request = Generate(PROMPT, GREEDY, n_predict=2)
+    async with engine_of(model_path, n_parallel=1) as engine, engine.open(request) as lazy:
+        assert (await collect(engine, request))[2].predicted_tokens == 2
+        assert lazy.is_done
+
+
+@pytest.mark.parametrize("n_delivered", [1, 8, 9, 10, 33, 70, 99])
+async def test_a_stream_resumed_after_context_shifts_continues_as_if_nothing_had_happened(
+    model_path: Path, n_delivered: int
+) -> None:
+    sampling = Sampling(temperature=1.5, top_k=0, top_p=1.0, seed=7, repeat_last_n=-1, repeat_penalty=1.3)
+    request = Generate(PROMPT, sampling, n_predict=100, n_keep=4)
+    async with engine_of(model_path, n_ctx=48, n_parallel=1) as engine:
+        tokens, _, whole = await collect(engine, request)
+    assert len(tokens) == 100
+    async with engine_of(model_path, n_ctx=48, n_parallel=1) as other:
+        resumed = msgspec.structs.replace(request, resume=tuple(tokens[:n_delivered]))
+        rest, _, done = await collect(other, resumed)
+    assert (tokens[:n_delivered] + rest, done.context) == (tokens, whole.context)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"n_predict": 4}, DoneReason.LIMIT),
+        ({"n_predict": 2}, DoneReason.LIMIT),
+        ({"stop": ("d",)}, DoneReason.STOP_STRING),
+        ({"prompt": PROMPT + PROMPT[:5], "shift": False}, DoneReason.CONTEXT),
+    ],
+)
+async def test_a_stream_whose_last_words_alone_were_lost_ends_without_drawing(
+    model_path: Path, changes: dict[str, object], reason: DoneReason
+) -> None:
+    letters = (97, 98, 99, 100)  # "abcd" in the tiny vocabulary
+    request = msgspec.structs.replace(Generate(PROMPT, GREEDY, resume=letters), **changes)
+    async with engine_of(model_path, n_ctx=48) as engine:
+        tokens, text, done = await collect(engine, request)
+        assert engine.n_batches == 0
+    assert (tokens, text, done.reason, done.predicted_tokens) == ([], "", reason, 0)
+
+
+async def test_an_unlimited_or_absurd_length_ends_after_ten_contexts(model_path: Path) -> None:
+    async with engine_of(model_path, n_ctx=4, n_parallel=1) as engine:
+        for n_predict in (-1, 2**62):
+            async with engine.open(Generate((1, 2), GREEDY, n_predict=n_predict)) as sequence:
+                assert sequence.n_limit == 40
+
+
+@pytest.mark.parametrize("n_keep", [-1, 0, 1, 3, 4, 5, 2**62])
+@pytest.mark.parametrize("n_prompt", [1, 3, 4, 5, 9])
+async def test_any_prompt_and_n_keep_shift_for_long_without_losing_a_page(
+    model_path: Path, n_prompt: int, n_keep: int
+) -> None:
+    async with engine_of(model_path, n_ctx=4, n_parallel=1, n_batch=1) as engine:
+        request = Generate(PROMPT[:n_prompt], GREEDY, n_predict=12, n_keep=n_keep)
+        tokens, _, done = await collect(engine, request)
+        gauges = engine.gauges()
+    assert len(tokens) == 12 or done.reason is DoneReason.EOS
+    assert (done.prompt_tokens, done.dropped_tokens) == (min(4, n_prompt), max(0, n_prompt - 4))
+    assert (gauges["sequences_active"], gauges["sequences_queued"], gauges["cache_pages_held"]) == (0, 0, 0)
+
+
+async def test_a_context_of_one_token_answers(model_path: Path) -> None:
+    async with engine_of(model_path, n_ctx=1, n_parallel=4) as engine:
+        tokens, _, _ = await collect(engine, Generate((1, 2, 3), GREEDY, n_predict=5))
+    assert len(tokens) == 5
+
+
+async def test_readers_that_leave_at_any_time_give_everything_back(model_path: Path) -> None:
+    async def leave_after(engine: Engine, n_items: int) -> None:
+        request = Generate(PROMPT[n_items:], GREEDY, n_predict=30)
+        async with engine.open(request) as sequence:
+            for _ in range(n_items):
+                if isinstance(await sequence.receive(), Finished):
+                    return
+                engine.resume()
+
+    async with engine_of(model_path, n_parallel=3, n_batch=8, max_queue=64) as engine:
+        async with trio.open_nursery() as nursery:
+            for n_items in range(30):
+                nursery.start_soon(leave_after, engine, n_items)
+        gauges = engine.gauges()
+        assert (gauges["sequences_active"], gauges["sequences_queued"], gauges["cache_pages_held"]) == (
+            0,
+            0,
+            0,
+        )
+        assert (await collect(engine, Generate(PROMPT, GREEDY, n_predict=2)))[2].predicted_tokens == 2
+
+
+async def test_an_error_of_the_device_ends_the_engine_and_every_sequence(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> dict[str, Array]:
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(Executable, "run", broken)
+    model = open_model(model_path)
+    engine = Engine(model, max_queue=8)
+    reader: list[PeerGone] = []
+
+    async def read() -> None:
+        try:
+            await collect(engine, Generate(PROMPT, GREEDY))
+        except PeerGone as gone:
+            reader.append(gone)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        with pytest.raises(RuntimeError, match="the device is gone"):
+            await engine.run()
+    assert "the runner is ending" in str(reader)
+    model.close()
+
+
+async def test_nothing_is_allocated_on_the_device_after_the_load(model_path: Path) -> None:
+    backend = CpuBackend(1)
+    spec = ModelSpec("tiny", "sha256:0", str(model_path), 0)
+    model = Model.open(spec, LoadOptions(n_ctx=48, n_parallel=2, n_batch=16), (), {"cpu": backend})
+    assert backend.allocations.n_allocations == 0  # fit
+    assert model.allocate()
+    loaded = copy.deepcopy(backend.allocations)
+    engine = Engine(model, max_queue=8)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(engine.run)
+        await collect(engine, Generate(PROMPT, GREEDY, n_predict=60, n_logprobs=3))
+        await engine.stop()
+    assert backend.allocations == loaded
+    model.close()
+    assert (backend.allocations.given_bytes, backend.allocations.asked_bytes) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -248,6 +442,7 @@ async def test_stopping_the_engine_ends_every_sequence_with_an_error(model_path:
         (Generate((1,), GREEDY, stop=("",)), "empty"),
         (Generate((1,), Sampling(repeat_penalty=0.0)), "repeat_penalty"),
         (Generate((1,), Sampling(temperature=float("nan"))), "temperature"),
+        (Generate((1,), GREEDY, n_logprobs=21), "at most 20"),
     ],
 )
 async def test_an_impossible_request_is_refused_in_words(

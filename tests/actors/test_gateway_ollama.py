@@ -334,7 +334,7 @@ async def test_the_oldest_messages_are_left_out_of_a_conversation_that_is_too_lo
     turns = [{"role": "user", "content": f"{i:02}" + "x" * 10} for i in range(9)]
     messages = [{"role": "system", "content": "s"}, *turns]
     await rig.post("/api/chat", {**CHAT, "messages": messages})
-    prompt = bytes(rig.runner.requests[0].prompt).decode()  # pyright: ignore[reportArgumentType]
+    prompt = bytes(rig.runner.requests[0].prompt).decode()  # pyright: ignore[reportArgumentType]  # the rig's tokens are bytes
     assert prompt == "[system]s[user]07xxxxxxxxxx[user]08xxxxxxxxxx[assistant]"
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from actors.errors import ModelError, ModelNotFound, RequestError, RuntimeFault
-from actors.link import Link, connect
+from actors.errors import ModelError, ModelNotFound, PeerGone, RequestError, RuntimeFault
+from actors.link import ItemStream, Link, connect
 from actors.protocol import (
     Alloc,
     Chunk,
@@ -166,3 +166,67 @@ async def test_steps_out_of_order_are_refused(tmp_path: Path, spec: ModelSpec) -
         await link.ask(Alloc(spec, OPTIONS, ()), MemoryReport)
         with pytest.raises(RequestError, match="allocated already"):
             await link.ask(Alloc(spec, OPTIONS, ()), MemoryReport)
+
+
+async def test_a_token_outside_the_vocabulary_is_refused_and_the_runner_lives(
+    tmp_path: Path, spec: ModelSpec
+) -> None:
+    async with runner(tmp_path) as link:
+        await load(link, spec)
+        with pytest.raises(RequestError, match="token 260 is outside the vocabulary of 260"):
+            await link.ask(Detokenize((1, 260)), Text)
+        with pytest.raises(RequestError, match="log-probabilities"):
+            await generate(link, Generate("abc", Sampling(), n_logprobs=21))
+        assert (await generate(link, Generate("abc", Sampling(), n_predict=1)))[1].predicted_tokens <= 1
+
+
+async def test_closing_while_a_load_is_committed_leaves_a_runner_that_loads_again(
+    tmp_path: Path, spec: ModelSpec
+) -> None:
+    async with runner(tmp_path) as link:
+        with trio.fail_after(CEILING_S):
+            for _ in range(10):
+                await link.ask(Alloc(spec, OPTIONS, ()), MemoryReport)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(commit, link)
+                    nursery.start_soon(close, link)
+                    nursery.start_soon(close, link)
+                await close(link)
+            await load(link, spec)
+            assert (await generate(link, Generate("abc", Sampling(), n_predict=1)))[0] is not None
+
+
+async def commit(link: Link) -> None:
+    try:
+        async with link.request(Commit()) as stream:
+            async for _ in stream:
+                continue
+    except RequestError:
+        return  # a close came first
+
+
+async def test_a_commit_that_is_given_up_can_be_asked_for_again(tmp_path: Path, spec: ModelSpec) -> None:
+    async with runner(tmp_path) as link:
+        await link.ask(Alloc(spec, OPTIONS, ()), MemoryReport)
+        for _ in range(5):
+            async with link.request(Commit()) as stream:
+                await stream.receive()
+            await close(link)
+            await link.ask(Alloc(spec, OPTIONS, ()), MemoryReport)
+        await close(link)
+        assert (await load(link, spec))[0]
+
+
+async def test_closing_ends_the_answers_under_way(tmp_path: Path, spec: ModelSpec) -> None:
+    async with runner(tmp_path) as link:
+        await load(link, spec)
+        async with link.request(Generate("abc", Sampling(seed=1), n_predict=600)) as stream:
+            await stream.receive()
+            await close(link)
+            with pytest.raises(PeerGone, match="unloaded"):
+                await read_all(stream)
+
+
+async def read_all(stream: ItemStream) -> None:
+    async for _ in stream:
+        continue

@@ -15,7 +15,7 @@ import trio
 from actors.link import connect
 from actors.protocol import Text, Tokenize, Tokens
 from actors.supervisor.keeper import describe_exit
-from actors.supervisor.launch import launch, lifeline, stop
+from actors.supervisor.launch import launch, stop
 from actors.supervisor.notify import Notifier
 from tests.actors.echo_actor import FAILS_AT_START
 from tests.actors.small_runtime import NAMES
@@ -194,7 +194,7 @@ async def test_a_port_in_use_is_named_with_the_way_out(run_dir: Path) -> None:
 
 
 async def test_a_port_that_systemd_holds_is_taken_from_it(run_dir: Path) -> None:
-    reading, writing = lifeline()
+    reading, writing = os.pipe()  # the lifeline
     with socket.create_server(("127.0.0.1", 0)) as held:
         command = (sys.executable, "-m", RUNTIME)
         environ = environment(run_dir, PYTHONPATH=str(ROOT))

@@ -24,8 +24,7 @@ SCALES: dict[Kind, tuple[int, int | None, float]] = {
 
 
 def random_blocks(kind: Kind, shape: tuple[int, int], std: float, rng: np.random.Generator) -> bytes:
-    """Random blocks of shape [n_rows, n_columns] whose dequantised values have about this standard
-    deviation."""
+    """Random blocks [n_rows, n_columns]; dequantised they have about this standard deviation."""
     n_columns, n_bytes = gguf.GGML_QUANT_SIZES[kind]
     raw = rng.integers(0, 256, (shape[0] * shape[1] // n_columns, n_bytes), np.uint8)
     if kind is Kind.MXFP4:

@@ -159,8 +159,7 @@ def write(
 
 
 def add_vocabulary(writer: gguf.GGUFWriter, n_vocab: int) -> None:
-    """A byte-level vocabulary with one merge: a letter for each byte, a pair, then numbered control
-    tokens."""
+    """A byte-level vocabulary with one merge: a letter a byte, a pair, then numbered control tokens."""
     letters = byte_letters()
     n_control = n_vocab - len(letters) - 2
     tokens = [*letters, "ab", *(f"<|{i}|>" for i in range(n_control)), "<|end|>"]

@@ -136,11 +136,3 @@ def worst_ulp(got: F32, want: F32) -> float:
         return 0.0
     spacing = np.maximum(np.spacing(np.abs(want)), np.finfo(np.float32).tiny).astype(np.float64)
     return float(np.max(np.abs(got.astype(np.float64) - want) / spacing))
-
-
-def nmse(got: F32, want: F32) -> float:
-    """Squared error over squared value."""
-    if got.size == 0:
-        return 0.0
-    error, power = np.sum((got.astype(np.float64) - want) ** 2), np.sum(want.astype(np.float64) ** 2)
-    return float(error / power) if power else float(error)

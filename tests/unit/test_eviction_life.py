@@ -112,7 +112,8 @@ def test_each_user_gets_an_error_object_of_its_own() -> None:
     ("loaded", "wanted", "is_served"),
     [
         (LoadOptions(), LoadOptions(), True),
-        (LoadOptions(n_ctx=1024), LoadOptions(), True),
+        (LoadOptions(n_ctx=1024), LoadOptions(), False),  # shorter than the default
+        (LoadOptions(n_ctx=8192), LoadOptions(), True),
         (LoadOptions(n_ctx=1024), LoadOptions(n_ctx=2048), False),
         (LoadOptions(), LoadOptions(n_ctx=4096), True),  # the report says 4096
         (LoadOptions(n_batch=512), LoadOptions(), True),

@@ -117,6 +117,7 @@ def test_free_memory_stays_between_none_and_all_and_comes_back(
         ("loading\nready\n", "ready"),
         ("loading\nCUDA error: out of memory\n  at line 3\n", "CUDA error: out of memory | at line 3"),
         ("Traceback\n  x\nValueError: no\n", "ValueError: no"),
+        ("  | Traceback\n  +-+---- 1 ----\n    | OSError: gone\n    +------", "OSError: gone"),
         ("Fatal Python error: Aborted\n\na\nb\nc\nd", "Fatal Python error: Aborted | a | b"),
     ],
 )

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from actors.errors import ModelError, ModelNotFound, PeerGone, RequestError, Unsupported
 from actors.gateway.library.builtin import BuiltIn
 from actors.gateway.library.capabilities import capabilities
 from actors.gateway.library.entry import Entry
 from actors.gateway.library.store import Library
+from actors.gateway.templates.language import check_language
+from actors.gateway.templates.sandbox import fault_of
 from actors.protocol import ModelInfo
 
 GGUF = b"GGUF" + b"weights" * 100
@@ -39,6 +42,14 @@ class Inspector:
         await trio.lowlevel.checkpoint()
         self.paths.append(path)
         return self.info
+
+
+async def check_template(text: str) -> None:
+    """What the workers do, in this process."""
+    await trio.lowlevel.checkpoint()
+    check_language(text)
+    if fault := fault_of(text):
+        raise RequestError(f"the template cannot be used: {fault}")
 
 
 class Store:
@@ -90,13 +101,15 @@ def inspector() -> Inspector:
 
 @pytest.fixture
 def library(store: Store, inspector: Inspector, tmp_path: Path) -> Library:
-    return Library(store.folder, inspector, BuiltIn(tmp_path / "none.gguf"))
+    return Library(store.folder, inspector, BuiltIn(tmp_path / "none.gguf"), check_template=check_template)
 
 
 @pytest.fixture
 def with_builtin(store: Store, inspector: Inspector, tmp_path: Path) -> Library:
     (tmp_path / "handbook.gguf").write_bytes(GGUF)
-    return Library(store.folder, inspector, BuiltIn(tmp_path / "handbook.gguf"))
+    return Library(
+        store.folder, inspector, BuiltIn(tmp_path / "handbook.gguf"), check_template=check_template
+    )
 
 
 def served_bytes(entry: Entry) -> bytes:
@@ -356,10 +369,33 @@ async def test_the_list_does_without_the_built_in_model_while_nobody_can_read_it
         raise PeerGone("no runner host")
 
     (tmp_path / "handbook.gguf").write_bytes(GGUF)
-    library = Library(store.folder, gone, BuiltIn(tmp_path / "handbook.gguf"))
+    library = Library(store.folder, gone, BuiltIn(tmp_path / "handbook.gguf"), check_template=check_template)
     assert await library.list() == []
     with pytest.raises(PeerGone):
         await library.find("handbook")
+
+
+async def test_a_listing_does_not_wait_long_for_what_only_the_built_in_model_needs(
+    store: Store, tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def never(_path: str) -> ModelInfo:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    (tmp_path / "handbook.gguf").write_bytes(GGUF)
+    library = Library(store.folder, never, BuiltIn(tmp_path / "handbook.gguf"), check_template=check_template)
+    begun_s = trio.current_time()
+    assert await library.list() == []
+    assert trio.current_time() - begun_s < 4
+
+
+async def test_a_warm_library_lists_the_built_in_model_without_reading_it(
+    inspector: Inspector, with_builtin: Library
+) -> None:
+    await with_builtin.warm()
+    n_read = len(inspector.paths)
+    assert [entry.name.display for entry in await with_builtin.list()] == ["handbook:latest"]
+    assert (n_read, len(inspector.paths)) == (1, 1)
 
 
 async def test_capabilities_are_what_the_template_speaks_of(store: Store, library: Library) -> None:

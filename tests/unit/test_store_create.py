@@ -153,7 +153,7 @@ async def test_a_refused_file_that_another_model_uses_stays(
         ({"files": {"a": DIGEST}, "quantize": "Q4_0"}, Unsupported, "quantize"),
         ({"files": {"a": DIGEST}, "adapters": {"a": DIGEST}}, Unsupported, "adapters"),
         ({"files": {"a": DIGEST}, "template": "{{ .Prompt }}"}, Unsupported, "Go"),
-        ({"files": {"a": DIGEST}, "template": "{% for %}"}, RequestError, "template line 1"),
+        ({"files": {"a": DIGEST}, "template": "{% for %}"}, RequestError, "template cannot be used: line 1"),
         (
             {"files": {"a": DIGEST}, "template": "{{ x|nofilter }}"},
             RequestError,

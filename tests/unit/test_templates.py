@@ -15,8 +15,10 @@ from actors.gateway.library.entry import Contents, Entry
 from actors.gateway.library.manifest import Config, Layer, Manifest, Message
 from actors.gateway.library.names import parse_name
 from actors.gateway.templates.chat import ChatRenderer
-from actors.gateway.templates.sandbox import MAX_TEMPLATE_CHARS, check_template, make_environment
-from actors.gateway.templates.worker import Job, render
+from actors.gateway.templates.jobs import Job
+from actors.gateway.templates.language import MAX_TEMPLATE_CHARS
+from actors.gateway.templates.sandbox import make_environment
+from actors.gateway.templates.worker import render
 from actors.protocol import ModelInfo
 
 TEMPLATES = Path(__file__).parent / "chat_templates"
@@ -334,19 +336,30 @@ def test_the_date_is_written_as_asked() -> None:
     assert environment.from_string("{{ strftime_now('%d %b %Y') }}").render() == "09 Mar 2026"
 
 
+async def test_a_surrogate_in_a_template_costs_no_worker() -> None:
+    assert await chat("{% set x = '\\ud800' %}{{ x }}a", USER) == "?a"
+
+
 @pytest.mark.parametrize("template", [CHATML, LLAMA3, MISTRAL, PHI3, "{{ prompt }}", ""])
-def test_templates_in_use_pass_the_check(template: str) -> None:
-    check_template(template)
+async def test_templates_in_use_pass_the_check(template: str) -> None:
+    async with renderer() as made:
+        await made.check(template)
 
 
 @pytest.mark.parametrize(
     ("template", "text"),
     [
         ("x" * (MAX_TEMPLATE_CHARS + 1), "characters"),
-        ("a\n{% if %}", "template line 2"),
+        ("a\n{% if %}", "cannot be used: line 2"),
         ("{{ x is nosuch }}", "no test"),
+        ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "nests"),
     ],
 )
-def test_what_is_no_template_fails_the_check(template: str, text: str) -> None:
-    with pytest.raises(RequestError, match=text):
-        check_template(template)
+async def test_what_is_no_template_fails_the_check(template: str, text: str) -> None:
+    refusal = ""
+    async with renderer() as made:
+        try:
+            await made.check(template)
+        except RequestError as fault:
+            refusal = fault.message
+    assert text in refusal

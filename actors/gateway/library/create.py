@@ -29,13 +29,13 @@ from actors.gateway.library.manifest import (
     make_layer,
 )
 from actors.gateway.library.recipe import Recipe
-from actors.gateway.templates.sandbox import check_template
 from actors.options import DEPRECATED, check_option
 from actors.protocol import ModelInfo
 
 ROLES = ("system", "user", "assistant")
 
 Progress = Callable[[str], Awaitable[None]]
+CheckTemplate = Callable[[str], Awaitable[None]]  # raises RequestError
 Source = tuple[Config | Layer, tuple[Layer, ...]]  # a config to write, or one that is stored
 Text = tuple[str, bytes]  # media type, content
 
@@ -45,6 +45,7 @@ async def prepare(
     find: Callable[[str], Awaitable[Entry]],
     blobs: Blobs,
     inspect: Callable[[str], Awaitable[ModelInfo]],
+    check_template: CheckTemplate,
     progress: Progress,
     file: Path | None = None,
 ) -> Callable[[], bytes]:
@@ -53,6 +54,8 @@ async def prepare(
     Raises Unsupported, ModelError and RequestError before anything is written.
     """
     recipe.check(has_file=file is not None)
+    if recipe.template:
+        await check_template(recipe.template)
     texts = await trio.to_thread.run_sync(_texts, recipe, limiter=disk.LIMITER)
     if recipe.base:
         entry = await find(recipe.base)
@@ -146,8 +149,6 @@ def _texts(recipe: Recipe) -> list[Text]:
     """The small layers a recipe asks for, as (media type, bytes), checked; no bytes: take the base's away."""
     texts: list[Text] = []
     if recipe.template is not None:
-        if recipe.template:
-            check_template(recipe.template)
         texts.append((JINJA_TYPE, recipe.template.encode()))
     if recipe.system is not None:
         texts.append((SYSTEM_TYPE, recipe.system.encode()))

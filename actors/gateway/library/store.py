@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 Inspector = Callable[[str], Awaitable[ModelInfo]]
 Progress = Callable[[str], Awaitable[None]]
 
+BUILTIN_S = 3.0  # that a listing waits, the first time, for what the built-in model says of itself
 MAX_KEPT_INFOS = 64  # about 100 kB each
 
 
@@ -39,13 +40,22 @@ class Library:
     """The models of one folder, and the one that comes with the runtime.
 
     `inspect` reads a GGUF header somewhere else (the runner host); its caller's deadlines are its own.
+    `check_template` raises RequestError for what is no template.
     """
 
-    def __init__(self, models_dir: Path, inspect: Inspector, builtin: BuiltIn | None = None) -> None:
+    def __init__(
+        self,
+        models_dir: Path,
+        inspect: Inspector,
+        builtin: BuiltIn | None = None,
+        *,
+        check_template: create.CheckTemplate,
+    ) -> None:
         self.models_dir = models_dir
         self.blobs = Blobs(models_dir)
         self._reader = disk.Reader(models_dir)
         self._inspect_path = inspect
+        self._check_template = check_template
         self._builtin = builtin if builtin is not None else BuiltIn()
         self._infos: dict[str, ModelInfo] = {}  # by digest of the GGUF blob, oldest first
         self._inspecting = trio.Lock()
@@ -58,11 +68,19 @@ class Library:
         entries.sort(key=lambda entry: entry.modified_at, reverse=True)
         if all(entry.name.key != BUILTIN_NAME.key for entry in entries):
             try:
-                if (builtin := await self._find_builtin()) is not None:
-                    entries.append(builtin)
-            except RuntimeFault as fault:
-                log.warning("the built-in model is left out of the list: %s", fault)
+                with trio.fail_after(BUILTIN_S):
+                    if (builtin := await self._find_builtin()) is not None:
+                        entries.append(builtin)
+            except (RuntimeFault, trio.TooSlowError) as fault:
+                log.warning("the built-in model is left out of the list: %s", fault or "nobody reads it")
         return entries
+
+    async def warm(self) -> None:
+        """Read now what the first listing would wait for; a failure is the next reader's to report."""
+        try:
+            await self._find_builtin()
+        except RuntimeFault as fault:
+            log.info("the built-in model could not be read yet: %s", fault)
 
     async def find(self, name: str) -> Entry:
         """The model of this name, case ignored.
@@ -105,7 +123,9 @@ class Library:
         """
         target = parse_name(name)
         try:
-            make = await create.prepare(recipe, self.find, self.blobs, self._inspect_path, progress, file)
+            make = await create.prepare(
+                recipe, self.find, self.blobs, self._inspect_path, self._check_template, progress, file
+            )
         except ModelError:
             await self._drop_refused(recipe)
             raise

@@ -15,9 +15,9 @@ import trio
 
 from actors.errors import RequestError
 from actors.gateway.library.entry import Entry
+from actors.gateway.templates.jobs import RENDER_LIMIT_S, Job
+from actors.gateway.templates.language import check_language, go_template_error
 from actors.gateway.templates.pool import RenderPool
-from actors.gateway.templates.sandbox import check_language, go_template_error
-from actors.gateway.templates.worker import RENDER_LIMIT_S, Job
 from actors.modelfile import is_go_template
 from actors.protocol import ModelInfo
 
@@ -34,6 +34,10 @@ class ChatRenderer:
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Own the worker processes; started() when the first is up; until cancelled."""
         await self._pool.run(task_status=task_status)
+
+    async def check(self, template: str) -> None:
+        """Raise RequestError, with the line, for what is no template; Unsupported for a Go one."""
+        await self._pool.check(template)
 
     async def render_chat(
         self,

@@ -9,7 +9,8 @@ import trio
 
 import actors
 from actors.errors import PeerGone, RequestError
-from actors.gateway.templates.worker import LENGTH, MAX_FRAME_BYTES, RENDER_LIMIT_S, Job, Outcome
+from actors.gateway.templates.jobs import LENGTH, MAX_FRAME_BYTES, RENDER_LIMIT_S, Job, Outcome
+from actors.gateway.templates.language import check_language
 
 N_WORKERS = 2  # a render takes about a millisecond; a second worker is for while the first hangs
 START_S = 30.0  # of a Python process on a machine that is busy
@@ -111,6 +112,14 @@ class RenderPool:
                 mend="send messages that the model's template allows, or give it another TEMPLATE",
             )
         return outcome.text
+
+    async def check(self, template: str) -> None:
+        """Raise RequestError, with the line, for what is no template; Unsupported for a Go one."""
+        assert self._is_running, "RenderPool.run is not running"
+        check_language(template)
+        outcome = await self._outcome(msgspec.msgpack.encode(Job(template, {}, only_check=True)))
+        if outcome.error:
+            raise RequestError(f"the template cannot be used: {outcome.error}", where="template")
 
     async def _outcome(self, body: bytes) -> Outcome:
         async with self._turns:

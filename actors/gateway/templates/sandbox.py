@@ -16,10 +16,6 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from actors.errors import ModelError, RequestError, Unsupported
-from actors.modelfile import is_go_template
-
-MAX_TEMPLATE_CHARS = 256 * 1024  # the largest in use are about 30 kB
 MAX_OUTPUT_CHARS = 32 << 20  # of a prompt; half of what one frame carries, were every character two bytes
 
 _USED_GLOBALS = frozenset({"range", "dict", "namespace", "cycler", "joiner"})
@@ -58,51 +54,26 @@ def make_environment(now: Callable[[], datetime] = datetime.now) -> ImmutableSan
     return environment
 
 
-def check_language(text: str) -> None:
-    """Raise RequestError for a template that is too large, Unsupported for one in Go's language."""
-    if len(text) > MAX_TEMPLATE_CHARS:
-        raise RequestError(
-            f"the template has {len(text)} characters, {MAX_TEMPLATE_CHARS} are allowed", where="template"
-        )
-    if is_go_template(text):
-        raise Unsupported(
-            "the template is written in Go's template language",
-            where="template",
-            mend="write it in Jinja ({% for message in messages %}...), or leave TEMPLATE out",
-        )
+def fault_of(text: str) -> str:
+    """What is wrong with a template, with its line; "" when nothing is.
 
-
-def check_template(text: str) -> None:
-    """Raise RequestError, with the line, for what is no template; as check_language besides.
-
-    Only parses, in milliseconds.  Compiling would compute constant expressions: the worker's job.
+    Only parses.  Compiling would compute constant expressions, which is left to the first rendering.
     """
-    check_language(text)
     environment = make_environment()
     try:
         tree = environment.parse(text)
     except TemplateSyntaxError as exc:
-        raise RequestError(f"template line {exc.lineno}: {exc.message}", where="template") from exc
-    except RecursionError as exc:
-        raise RequestError("the template nests too deeply", where="template") from exc
+        return f"line {exc.lineno}: {exc.message}"
+    except RecursionError:
+        return "it nests too deeply"
     for kind, node_type, known in (
         ("filter", nodes.Filter, _filters(environment)),
         ("test", nodes.Test, cast("dict[str, object]", environment.tests)),
     ):
         for node in tree.find_all(node_type):
             if node.name not in known:
-                raise RequestError(
-                    f"template line {node.lineno}: no {kind} named {node.name!r}", where="template"
-                )
-
-
-def go_template_error(model: str) -> ModelError:
-    """For a model whose only template is a Go one."""
-    return Unsupported(
-        f"{model} has only a Go template, which this runtime does not run",
-        where="template",
-        mend=f"create a model from it with a Jinja TEMPLATE: FROM {model}, then TEMPLATE in a Modelfile",
-    )
+                return f"line {node.lineno}: no {kind} named {node.name!r}"
+    return ""
 
 
 def _filters(environment: Environment) -> dict[str, object]:

@@ -8,41 +8,19 @@ address-space limit, and the gateway starts another.
 
 import resource
 import signal
-import struct
 import sys
 from functools import lru_cache
-from typing import Any
 
 import msgspec
 from jinja2 import Template, TemplateError, TemplateSyntaxError
 from jinja2.exceptions import SecurityError
 
-from actors.gateway.templates.sandbox import MAX_OUTPUT_CHARS, make_environment
+from actors.gateway.templates.jobs import LENGTH, RENDER_LIMIT_S, Job, Outcome
+from actors.gateway.templates.sandbox import MAX_OUTPUT_CHARS, fault_of, make_environment
 
-RENDER_LIMIT_S = 5.0  # the largest real template with 1000 turns takes under 0.1 s
 SUICIDE_S = 2 * RENDER_LIMIT_S  # the gateway kills at RENDER_LIMIT_S; this is for when it is gone
 MEMORY_BYTES = 1 << 30  # address space: jinja2 takes 100 MB, the longest prompts some tens
-MAX_FRAME_BYTES = 256 << 20
 KEPT_TEMPLATES = 16
-
-LENGTH = struct.Struct("<I")
-
-Json = Any  # what a JSON document holds; templates decide what they make of it
-
-
-class Job(msgspec.Struct, frozen=True):
-    """Render this template with these variables."""
-
-    template: str
-    variables: dict[str, Json]
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """The text, or why there is none."""
-
-    text: str = ""
-    error: str = ""
-
 
 _environment = make_environment()
 
@@ -56,6 +34,8 @@ def compile_template(text: str) -> Template:
 def render(job: Job) -> Outcome:
     """Render in this process; every failure of the template becomes an Outcome with `error`."""
     try:
+        if job.only_check:
+            return Outcome(error=_first_line(fault)) if (fault := fault_of(job.template)) else Outcome()
         pieces: list[str] = []
         n_chars = 0
         for piece in compile_template(job.template).generate(job.variables):
@@ -63,13 +43,14 @@ def render(job: Job) -> Outcome:
             if n_chars > MAX_OUTPUT_CHARS:
                 return Outcome(error=f"it makes more than {MAX_OUTPUT_CHARS} characters")
             pieces.append(piece)
-        return Outcome(text="".join(pieces))
+        # a literal like "\ud800" is no text that could be sent
+        return Outcome(text="".join(pieces).encode(errors="replace").decode())
     except MemoryError:
         return Outcome(error="it takes too much memory")
     except RecursionError:
         return Outcome(error="it nests or recurses too deeply")
     except SecurityError as exc:
-        return Outcome(error=f"it is not allowed to: {exc}")
+        return Outcome(error=_first_line(f"it is not allowed to: {exc}"))
     except TemplateSyntaxError as exc:
         return Outcome(error=_first_line(f"line {exc.lineno}: {exc.message}"))
     except TemplateError as exc:
@@ -100,7 +81,8 @@ def _answer(outcome: Outcome) -> None:
 
 
 def _first_line(text: str) -> str:
-    line = text.strip().splitlines()[0] if text.strip() else "no reason given"
+    text = text.strip().encode(errors="replace").decode()
+    line = text.splitlines()[0] if text else "no reason given"
     return line if len(line) <= 500 else line[:497] + "..."
 
 

@@ -7,7 +7,7 @@ llama3 factors: a tensor `rope_freqs.weight` that divides each pair's frequency.
 import math
 from collections.abc import Sequence
 
-from actors.errors import Unsupported
+from actors.errors import ModelError, Unsupported
 from actors.runner.gguf.reader import GGUFFile
 from kernels.ops.rope import RopeStyle, Rotation
 
@@ -21,12 +21,18 @@ def read_rotation(
     """The rotation that a file's `<arch>.rope.*` keys describe.
 
     factors [n_rot / 2]: the content of `rope_freqs.weight`, when there is one.  Unsupported names a scaling
-    type that is not implemented.
+    type that is not implemented, ModelError what makes no rotation.
     """
     n_rot = file.get_int(f"{arch}.rope.dimension_count", head_dim)
     base = file.get_float(f"{arch}.rope.freq_base", 10000.0)
+    if base <= 1:  # every pair turns at one speed, or later ones faster; yarn divides by its logarithm
+        raise ModelError(f"{arch}.rope.freq_base is {base}, expected a number above 1", where=file.name)
     plain = [base ** (-2.0 * i / n_rot) for i in range(n_rot // 2)]
     if factors is not None:
+        if len(factors) != len(plain):
+            raise ModelError(
+                f"rope_freqs.weight has {len(factors)} values, expected {len(plain)}", where=file.name
+            )
         plain = [freq / factor for freq, factor in zip(plain, factors, strict=True)]
     kind = file.get_str(f"{arch}.rope.scaling.type", "none")
     old_factor = file.get_float(f"{arch}.rope.scale_linear", 1.0)
@@ -41,6 +47,8 @@ def read_rotation(
         case "yarn":
             n_ctx_orig = file.get_int(f"{arch}.rope.scaling.original_context_length")
             attn_factor = file.get_float(f"{arch}.rope.scaling.attn_factor", 1.0)
+            if not math.isfinite(attn_factor):
+                raise ModelError(f"{arch}.rope.scaling.attn_factor is {attn_factor}", where=file.name)
             mixed = yarn(plain, base, n_rot, factor, n_ctx_orig)
             return Rotation(style, tuple(mixed), attn_factor * (1.0 + 0.1 * math.log(factor)))
         case _:

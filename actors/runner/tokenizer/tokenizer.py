@@ -128,7 +128,8 @@ class Tokenizer:
         return self._vocabulary.tokens[token_id]
 
     def _encode_plain(self, text: str) -> list[int]:
-        return self._engine.encode(text, add_special_tokens=False).ids
+        # a batch of one: only `encode_batch` lets other threads run meanwhile, and a long text takes seconds
+        return self._engine.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def _ends(self, rules: Rules | None) -> tuple[list[int], list[int]]:
         """What add_special puts before and after a text: the file's word, else the family's habit."""

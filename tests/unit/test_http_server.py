@@ -1,0 +1,45 @@
+"""The HTTP server's own limits, with an application made for them."""
+
+import socket
+
+import pytest
+import trio
+import trio.testing
+from starlette.types import Receive, Scope, Send
+
+from actors.gateway import http_server
+from actors.gateway.http_server import HttpServer
+
+
+async def test_a_client_that_stops_reading_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "SEND_STALL_S", 0.2)
+    gone = trio.Event()
+
+    async def endless(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+        async def pour() -> None:
+            while True:
+                await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pour)
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            nursery.cancel_scope.cancel()
+        gone.set()
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    with trio.fail_after(20), socket.socket() as client:
+        async with trio.open_nursery() as nursery:
+            server = HttpServer(endless)
+            await nursery.start(server.serve, listener)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(("127.0.0.1", port))
+            client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await gone.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            n_left = server.n_connections
+            nursery.cancel_scope.cancel()
+    assert n_left == 0
