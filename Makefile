@@ -9,8 +9,6 @@ SOURCES := actors kernels tests tools
 NATIVE := $(sort $(wildcard kernels/cpu/*.cpp kernels/cpu/*.hpp kernels/cpu/*.inc))
 BUILD_TOOLS := "scikit-build-core>=0.11" "nanobind>=2.9" "cmake>=3.26" "ninja>=1.11"
 FUZZ_S ?= 600
-# a newer compiler's new warning must not stop a newcomer's build; where we test, it must
-STRICT := $(if $(CI),-C cmake.define.RUNTIME_WERROR=ON)
 
 .PHONY: help run test setup dev lint format types unit kernels golden actors system faults fuzz-slice fuzz \
         sanitize docs clean
@@ -34,11 +32,11 @@ $(VENV)/.made:
 
 $(VENV)/.runtime: CMakeLists.txt pyproject.toml $(NATIVE) | $(VENV)/.made
 	@echo "building the runtime; a few minutes, once"
-	$(PIP) install --no-build-isolation $(STRICT) -e .
+	$(PIP) install --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
-	$(PIP) install --no-build-isolation $(STRICT) -e ".[dev]"
+	$(PIP) install --no-build-isolation -e ".[dev]"
 	@touch $@
 
 lint: dev ## formatting and lint, without changing anything

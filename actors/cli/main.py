@@ -13,7 +13,6 @@ from actors.errors import RuntimeFault
 
 INTERRUPTED = 130  # what a shell gives a command that SIGINT ended
 ALIASES = {"serve": "up", "start": "up", "ls": "list"}
-EVERYWHERE = ("", "0.0.0.0", "::")
 
 EPILOG = """\
 \b

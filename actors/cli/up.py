@@ -19,7 +19,7 @@ from actors.errors import PeerGone
 
 READY_S = 60.0  # processes start in about a second; a cold disk or a busy machine takes many
 LOOK_EVERY_S = 0.1
-STOP_S = 15.0  # more than the supervisor's own ladder takes
+STOP_S = 50.0  # more than the supervisor's own ladder takes: twice 20 s of draining and a little
 LOG_LINES = 15
 
 COMMAND = (sys.executable, "-m", "actors.supervisor")

@@ -1,5 +1,4 @@
-"""`python -m actors.runner --id ID` is one runner; `python -m actors.runner inspect PATH` reads a header
-and ends."""
+"""`python -m actors.runner --id ID` is one runner; `... inspect PATH` reads a header and ends."""
 
 import argparse
 import sys

@@ -14,8 +14,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one sequence gets of a batch; `is_last` when it exhausts the pending inputs, so logits are
-    wanted."""
+    """What one sequence gets of a batch; `is_last` when it exhausts the pending inputs: logits are wanted."""
 
     seq_id: int
     n_inputs: int

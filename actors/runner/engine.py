@@ -30,8 +30,7 @@ SEED_BITS = 63
 
 
 def sampling_params(sampling: Sampling) -> SamplingParams:
-    """The kernels' words for a request's; a seed is chosen where there is none.  RequestError names a bad
-    value."""
+    """The kernels' words for a request's, a seed where there is none.  RequestError names a bad value."""
     values = msgspec.structs.asdict(sampling)
     if sampling.seed < 0:
         values["seed"] = secrets.randbits(SEED_BITS)

@@ -1,5 +1,4 @@
-"""One forward pass: index arrays from slots, an executable run, sampled tokens.  Runs on the device's
-thread."""
+"""One forward pass on the device's thread: index arrays from slots, an executable run, sampled tokens."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

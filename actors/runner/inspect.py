@@ -1,5 +1,7 @@
-"""What a model file says of itself, for the library: run in a short-lived process, since the file may be
-hostile."""
+"""What a model file says of itself, for the library.
+
+Run in a short-lived process, since the file may be hostile.
+"""
 
 import itertools
 from pathlib import Path

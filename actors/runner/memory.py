@@ -50,8 +50,7 @@ class Attempt:
 def memory_report(
     sizes: Sizes, plans: Sequence[Plan], backends: Mapping[str, Backend], attempt: Attempt
 ) -> MemoryReport:
-    """Planned bytes are the allocator's roundings of what the plans need; measured ones are what was
-    given."""
+    """Planned bytes are the allocator's roundings of what the plans need; measured bytes were given."""
     host = next(iter(backends))
     weights: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
     for tensor, device in plans[-1].weights:

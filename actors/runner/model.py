@@ -6,6 +6,7 @@ page cache, where the kernels use it in place), `close` gives everything back.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,17 +91,18 @@ class Model:
         backends: Mapping[str, Backend],
     ) -> "Model":
         """Read and plan.  ModelError for a bad file, Unsupported for a device or family that cannot run."""
-        file = GGUFFile.open(Path(spec.path))
-        try:
+        with ExitStack() as undo:
+            file = GGUFFile.open(Path(spec.path))
+            undo.callback(file.close)
             check_model(file)
             n_layer = file.get_int(f"{file.get_str('general.architecture')}.block_count")
-            return cls(file, spec, options, backends, read_placement(layers, n_layer, backends))
-        except (PlanError, ShapeError) as exc:
-            file.close()
-            raise Unsupported(str(exc), where=spec.path) from exc
-        except BaseException:
-            file.close()
-            raise
+            placement = read_placement(layers, n_layer, backends)
+            try:
+                model = cls(file, spec, options, backends, placement)
+            except (PlanError, ShapeError) as exc:
+                raise Unsupported(str(exc), where=spec.path) from exc
+            undo.pop_all()
+        return model
 
     @property
     def n_vocab(self) -> int:
@@ -124,8 +126,10 @@ class Model:
         return memory_report(self.sizes(), self._plans, self._backends, self.attempt)
 
     def allocate(self) -> bool:
-        """Take all memory of the layout.  False when a device refused: `report` says which; nothing stays
-        allocated."""
+        """Take all memory of the layout.
+
+        False when a device refused: `report` says which, and nothing stays allocated.
+        """
         self._tokenizer = Tokenizer.from_metadata(self._file.metadata)
         biggest = self._plans[-1]
         try:
@@ -187,8 +191,7 @@ class Model:
             self._executables.append((bound, one_plan.bind(self._backends, graphs, weights, states)))
 
     def _weight(self, tensor: Tensor) -> Bytes:
-        """The tensor's bytes where they lie in the mapped file; devices with memory of their own copy
-        them."""
+        """The tensor's bytes where they lie in the mapped file."""
         return np.frombuffer(self._file.tensor_bytes(tensor.name), np.uint8)
 
     def _used_devices(self) -> list[str]:
@@ -212,8 +215,10 @@ class Model:
 def read_placement(
     layers: tuple[LayerPlacement, ...], n_layer: int, backends: Mapping[str, Backend]
 ) -> Placement:
-    """The placement a message describes; layers nobody names stay on the host.  Unsupported names a
-    device."""
+    """The placement a message describes; layers nobody names stay on the host.
+
+    Unsupported names a device that this runner lacks.
+    """
     host = next(iter(backends))
     of_layer = [host] * (n_layer + 1)
     for part in layers:

@@ -52,8 +52,7 @@ class Sequence:
         return self.slot is not None and not self.is_done and len(self.unsent) < MAX_UNSENT
 
     def end_before(self, n_ctx: int) -> DoneReason | None:
-        """Why a resumed sequence has nothing left to draw: the runner before this one died on its last
-        words."""
+        """Why a resumed sequence has nothing left to draw: the runner before died on its last words."""
         if not self.request.resume:
             return None
         if self.output.stop_string:

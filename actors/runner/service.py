@@ -9,6 +9,7 @@ Fit can be asked at any time and changes nothing.  A load is one conversation at
 import enum
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 import msgspec
 import trio
@@ -126,18 +127,15 @@ class Runner:
                 raise RequestError(
                     f"this runner is {self._phase.value} already", where="alloc", mend="close first"
                 )
-            model = await trio.to_thread.run_sync(self._open, request)
-            try:
+            with ExitStack() as undo:
+                model = await trio.to_thread.run_sync(self._open, request)
+                undo.callback(model.close)
                 is_allocated = await trio.to_thread.run_sync(model.allocate)
-            except BaseException:
-                model.close()
-                raise
-            report = model.report()
-            if is_allocated:
-                self._model = model
-                self._move(Phase.ALLOCATED)
-            else:
-                model.close()
+                report = model.report()
+                if is_allocated:
+                    undo.pop_all()
+                    self._model = model
+                    self._move(Phase.ALLOCATED)
             await replies.send(report)
 
     async def _commit(self, replies: Replies) -> None:

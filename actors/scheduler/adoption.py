@@ -12,9 +12,8 @@ from actors.scheduler.residents import Residents
 from actors.scheduler.runners import HOST_WAIT_S, Runners
 
 ADOPT_S = 5.0  # a living runner registers well within this; its link backs off by less
-KEEP_LEAST_S = (
-    30.0  # an adopted model may be in the middle of an answer whose lease died with our predecessor
-)
+# an adopted model may be in the middle of an answer whose lease died with our predecessor
+KEEP_LEAST_S = 30.0
 
 
 class Adoption:

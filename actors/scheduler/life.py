@@ -146,8 +146,8 @@ def serves(
 
     A field that the request leaves open is content with anything; one that the load left open has the
     default.
-    The context left open is content with one as long as the default at least: in a shorter one, which somebody
-    else asked for, prompts would be cut that nobody meant to be cut.
+    The context left open is content with one as long as the default at least: in a shorter one, which
+    somebody else asked for, prompts would be cut that nobody meant to be cut.
     A context that was cut to the trained one is still the context that was asked for.
     """
     if wanted.n_ctx != options.n_ctx and not _has_context(

@@ -23,11 +23,6 @@ class Waiter:
         self._told: News | None = None
         self._changed = trio.Event()
 
-    @property
-    def is_settled(self) -> bool:
-        """Granted or failed."""
-        return self.resident is not None or self._fault is not None
-
     def tell(self, news: News) -> None:
         """Why it still waits."""
         self._news = news

@@ -106,12 +106,20 @@ async def test_other_options_reload_once_the_model_is_idle(runtime: Rig) -> None
         assert second.runner_id != first.runner_id
 
 
-async def test_an_open_context_is_content_with_what_is_loaded(runtime: Rig) -> None:
-    model = runtime.model("a")
-    async with runtime.leased(model, LoadOptions(n_ctx=1024)) as first:
+async def test_an_open_context_is_content_with_a_longer_one_than_the_default(runtime: Rig) -> None:
+    model = runtime.model("a", Script(n_ctx_train=16384))
+    async with runtime.leased(model, LoadOptions(n_ctx=8192)) as first:
         pass
     async with runtime.leased(model, LoadOptions()) as second:
         assert second.runner_id == first.runner_id
+
+
+async def test_a_short_context_that_one_client_asked_for_is_not_forced_on_the_next(runtime: Rig) -> None:
+    model = runtime.model("a")
+    async with runtime.leased(model, LoadOptions(n_ctx=16)) as first:
+        pass
+    async with runtime.leased(model, LoadOptions()) as second:
+        assert (first.n_ctx, second.n_ctx > 16) == (16, True)
 
 
 async def test_a_context_cut_to_the_trained_one_is_no_reason_to_reload(runtime: Rig) -> None:

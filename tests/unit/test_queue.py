@@ -39,9 +39,10 @@ def test_other_options_are_another_group() -> None:
     assert pending.add(waiter("a", 1024)) is not pending.add(waiter("a", 2048))
 
 
-def test_an_open_context_joins_a_group_with_a_context() -> None:
+def test_an_open_context_joins_a_group_with_a_long_one_only() -> None:
     pending = queue()
-    assert pending.add(waiter("a", 1024)) is pending.add(waiter("a"))
+    short, long = pending.add(waiter("a", 1024)), pending.add(waiter("a", 8192))
+    assert pending.add(waiter("a")) is long is not short
 
 
 def test_groups_are_served_in_the_order_of_their_first_waiter() -> None:

@@ -33,8 +33,7 @@ class Hparams:
 
 
 def read_hparams(file: GGUFFile) -> Hparams:
-    """Sizes from `<arch>.*`; ModelError names a key that is missing, Unsupported what this build does not
-    run."""
+    """Sizes from `<arch>.*`; ModelError names a missing key, Unsupported what this build does not run."""
     arch = file.get_str("general.architecture")
     if file.get_int(f"{arch}.expert_count", 0) > 0:
         raise Unsupported(

@@ -1,5 +1,4 @@
-"""qwen3: grouped-query attention with a norm on each query and key head, no biases.  arXiv:2505.09388,
-section 2."""
+"""qwen3: grouped-query attention with QK-norm, no biases.  arXiv:2505.09388, section 2."""
 
 from actors.runner.models.decoder import Attention
 from actors.runner.models.module import Linear, RMSNorm, gguf

@@ -60,8 +60,7 @@ def read_rotation(
 
 
 def yarn(plain: Sequence[float], base: float, n_rot: int, factor: float, n_ctx_orig: int) -> list[float]:
-    """Frequencies between interpolated and unchanged, by how often a pair turns within n_ctx_orig
-    positions."""
+    """Frequencies from unchanged to interpolated, by how often a pair turns within n_ctx_orig positions."""
 
     def pair_that_turns(n_times: float) -> float:
         return n_rot * math.log(n_ctx_orig / (n_times * 2 * math.pi)) / (2 * math.log(base))

@@ -56,11 +56,6 @@ class Tokenizer:
         """Whether `encode` with add_special puts a token before the text."""
         return bool(self._prefix_ids)
 
-    @property
-    def adds_eos(self) -> bool:
-        """Whether `encode` with add_special puts a token after the text."""
-        return bool(self._suffix_ids)
-
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids of a text.
 
