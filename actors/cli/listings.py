@@ -109,21 +109,24 @@ def _until(moment: datetime, now: datetime) -> str:
 
 @click.command()
 @click.argument("model")
-@click.option("--license", "part", flag_value="license", help="Print the licence.")
-@click.option("--modelfile", "part", flag_value="modelfile", help="Print a Modelfile that makes the model.")
-@click.option("--parameters", "part", flag_value="parameters", help="Print the parameters.")
-@click.option("--system", "part", flag_value="system", help="Print the system text.")
-@click.option("--template", "part", flag_value="template", help="Print the template.")
+@click.option("--license", is_flag=True, help="Print the licence.")
+@click.option("--modelfile", is_flag=True, help="Print a Modelfile that makes the model.")
+@click.option("--parameters", is_flag=True, help="Print the parameters.")
+@click.option("--system", is_flag=True, help="Print the system text.")
+@click.option("--template", is_flag=True, help="Print the template.")
 @click.option("-v", "--verbose", is_flag=True, help="Show metadata and tensors too.")
 @as_json
 @pass_cli
-def show(cli: Cli, model: str, part: str | None, verbose: bool, is_json: bool) -> None:
+def show(cli: Cli, model: str, verbose: bool, is_json: bool, **parts: bool) -> None:
     """Show what a model is, or print one part of it as it is."""
+    asked = [part for part, is_asked in parts.items() if is_asked]
+    if len(asked) > 1:
+        raise click.UsageError("only one of " + ", ".join(f"--{part}" for part in parts) + " at a time")
     answer = cli.http.post("/api/show", {"model": model, "verbose": verbose})
     if is_json:
         say_json(answer)
-    elif part is not None:
-        click.echo(part_text(answer, part, model))
+    elif asked:
+        click.echo(part_text(answer, asked[0], model))
     else:
         click.echo(show_text(answer, verbose=verbose))
 

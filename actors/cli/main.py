@@ -98,9 +98,17 @@ def main() -> int:
         return INTERRUPTED
     except BrokenPipeError:
         # whoever read us has enough; the interpreter must not complain when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return 0
+    except OSError as exc:  # a full disk behind the output, a file that cannot be read
+        click.echo(f"Error: {exc}", err=True)
+        _drop_stdout()
+        return 1
     return code if isinstance(code, int) else 0
+
+
+def _drop_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 768  # the request queue and half again; descriptors must be left for runners and files
 IDLE_S = 75.0  # clients' pools hold connections for less
-SEND_STALL_S = 60.0  # a reader who stopped holds one of the few sequences of a model for no longer
+SEND_STALL_S = 30.0  # a reader who stopped holds one of the few sequences of a model for no longer
 SEND_PIECE_BYTES = 64 << 10
 MAX_HEAD_BYTES = 64 << 10
 

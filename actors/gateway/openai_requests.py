@@ -126,7 +126,7 @@ def _options(fields: Fields) -> JsonObject:
     limit = fields.whole("max_completion_tokens")
     if limit is None:
         limit = fields.whole("max_tokens")
-    if limit is not None and limit < 1:
+    if limit is not None and limit < 1 and limit != -1:  # -1: without limit, as many local servers have it
         raise RequestError("max_tokens must be 1 at least", where="body.max_tokens")
     options["num_predict"] = limit
     options["seed"] = fields.whole("seed")

@@ -170,6 +170,11 @@ SHOWN: Json = {
 }
 
 
+def test_show_prints_one_part_at_a_time() -> None:
+    done = click.testing.CliRunner().invoke(root, ["show", "m", "--license", "--system"])
+    assert (done.exit_code != 0, "only one of --license" in done.output) == (True, True)
+
+
 def test_show_has_its_sections() -> None:
     text = show_text(SHOWN)
     assert "  Model\n    architecture      llama\n    parameters        8.0B" in text

@@ -59,6 +59,7 @@ def test_efforts_are_levels_of_thinking(effort: str, think: object) -> None:
             "service_tier": "auto",
         },
         {"modalities": ["text"]},
+        {"max_tokens": -1},  # without limit, as many local servers have it
     ],
 )
 def test_what_changes_nothing_is_accepted(change: dict[str, object]) -> None:
@@ -76,6 +77,7 @@ def test_what_changes_nothing_is_accepted(change: dict[str, object]) -> None:
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -2}, "max_tokens"),
         ({"top_logprobs": 21}, "top_logprobs"),
         ({"reasoning_effort": "extreme"}, "reasoning"),
         ({"messages": [{"role": "user", "content": 5}]}, "content"),

@@ -32,7 +32,7 @@ class ChatRenderer:
         self._pool = RenderPool(limit_s)
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Own the worker processes; started() when the first is up; until cancelled."""
+        """Own the worker processes until cancelled; started() at once, the first is warm soon after."""
         await self._pool.run(task_status=task_status)
 
     async def check(self, template: str) -> None:

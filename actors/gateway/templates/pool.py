@@ -84,11 +84,13 @@ class RenderPool:
         self._is_running = False
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Keep the workers; started() when the first is up; kills them all when cancelled."""
-        self._idle.append(await self._start())
+        """Keep the workers; started() at once; kills them all when cancelled."""
         self._is_running = True
         try:
             task_status.started()
+            # one is warm before anybody asks, most often; who asks before that may start the other
+            async with self._turns:
+                self._idle.append(await self._start())
             await trio.sleep_forever()
         finally:
             self._is_running = False
