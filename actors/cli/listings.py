@@ -150,6 +150,7 @@ def show_text(answer: Json, *, verbose: bool = False) -> str:
         ("context length", str(info.get(f"{architecture}.context_length", ""))),
         ("embedding length", str(info.get(f"{architecture}.embedding_length", ""))),
         ("quantization", str(details.get("quantization_level", ""))),
+        ("template", "--template prints it" if answer.get("template") else "none"),
     ]
     sections = [
         section("Model", [fact for fact in facts if fact[1]]),
