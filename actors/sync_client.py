@@ -126,11 +126,11 @@ class SyncClient:
 
     def models(self) -> tuple[ModelSpec, ...]:
         """The library, newest first."""
-        return self.call(self._client.models)
+        return self.call(lambda: self._client.models())
 
     def loaded(self) -> tuple[LoadedModel, ...]:
         """What is in memory."""
-        return self.call(self._client.loaded)
+        return self.call(lambda: self._client.loaded())
 
     def plan(self, name: str, options: LoadOptions | None = None) -> LoadPlan:
         """The exact memory that a load would take, without loading."""
@@ -138,7 +138,7 @@ class SyncClient:
 
     def explain(self) -> tuple[str, ...]:
         """The scheduler's latest decisions with their reasons, oldest first."""
-        return self.call(self._client.explain)
+        return self.call(lambda: self._client.explain())
 
     def unload(self, name: str) -> None:
         """Unload a model once nobody uses it."""
@@ -146,7 +146,7 @@ class SyncClient:
 
     def devices(self) -> Devices:
         """What devices exist, and how much memory is free now."""
-        return self.call(self._client.devices)
+        return self.call(lambda: self._client.devices())
 
     def stats(self, actor: str) -> Stats:
         """How an actor is."""

@@ -41,20 +41,25 @@ def inspect_to(out: BinaryIO, path: str) -> int:
 def inspect(path: Path) -> ModelInfo:
     """Read the header of the file at path; ModelError when it is damaged or hostile."""
     with GGUFFile.open(path) as file:
-        arch = file.get_str("general.architecture")
-        is_supported, reason = _supported(file, arch)
-        return ModelInfo(
-            architecture=arch,
-            metadata={key: _plain(value) for key, value in file.metadata.items()},
-            tensors=tuple(TensorEntry(i.name, i.dtype.name, i.shape) for i in file.tensors.values()),
-            n_parameters=sum(info.n_elements for info in file.tensors.values()),
-            file_type=_file_type(file),
-            chat_template=file.get_str("tokenizer.chat_template", None),
-            is_supported=is_supported,
-            reason=reason,
-            bos_text=_token_text(file, "bos"),
-            eos_text=_token_text(file, "eos"),
-        )
+        return describe(file)
+
+
+def describe(file: GGUFFile) -> ModelInfo:
+    """What the header says; text that is not UTF-8 has U+FFFD.  ModelError names a key of the wrong type."""
+    arch = file.get_str("general.architecture")
+    is_supported, reason = _supported(file, arch)
+    return ModelInfo(
+        architecture=arch,
+        metadata={key: _plain(value) for key, value in file.metadata.items()},
+        tensors=tuple(TensorEntry(i.name, i.dtype.name, i.shape) for i in file.tensors.values()),
+        n_parameters=sum(info.n_elements for info in file.tensors.values()),
+        file_type=_file_type(file),
+        chat_template=file.get_str("tokenizer.chat_template", None),
+        is_supported=is_supported,
+        reason=reason,
+        bos_text=_token_text(file, "bos"),
+        eos_text=_token_text(file, "eos"),
+    )
 
 
 def _supported(file: GGUFFile, arch: str) -> tuple[bool, str]:
@@ -72,7 +77,13 @@ def _plain(value: Value) -> Scalar | list[Scalar]:
         return value
     if len(value) > MAX_ARRAY_ITEMS:
         return []
-    return list(value) if isinstance(value, StringArray) else list(value.tolist())
+    if isinstance(value, StringArray):
+        return [_item_text(value, index) for index in range(len(value))]
+    return list(value.tolist())
+
+
+def _item_text(strings: StringArray, index: int) -> str:
+    return strings.item_bytes(index).decode("utf-8", "replace")
 
 
 def _file_type(file: GGUFFile) -> str:
@@ -89,4 +100,4 @@ def _token_text(file: GGUFFile, which: str) -> str:
     """The text of a special token that templates mention; empty when the file names none."""
     index = file.get_int(f"tokenizer.ggml.{which}_token_id", -1)
     tokens = file.get_strings("tokenizer.ggml.tokens", None)
-    return tokens[index] if tokens is not None and 0 <= index < len(tokens) else ""
+    return _item_text(tokens, index) if tokens is not None and 0 <= index < len(tokens) else ""

@@ -1,31 +1,15 @@
 """Whatever happens to the bytes of a file, reading it gives a sound file or a ModelError, nothing else."""
 
-import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.errors import ModelError
-from actors.runner.gguf import GGUFFile
-from actors.runner.gguf.check import check_model
-from actors.runner.gguf.summary import summary
 from tests.unit.gguf_files import model_bytes
+from tests.unit.gguf_use import use
 
 SEED = model_bytes()
 HEADER_BYTES = SEED.index(bytes([0, 1, 2, 3, 4, 5]))
 edits = st.lists(st.tuples(st.integers(0, HEADER_BYTES), st.integers(0, 255)), min_size=1, max_size=6)
 numbers = st.sampled_from([0, 1, 2**31, 2**32 - 1, 2**60, 2**63 - 1, 2**63, 2**64 - 8, 2**64 - 1])
-
-
-def use(data: bytes) -> None:
-    """Do with the bytes all that is done with a model's header."""
-    try:
-        file = GGUFFile(memoryview(data), "mutated.gguf")
-        for name, info in file.tensors.items():
-            assert len(file.tensor_bytes(name)) == info.n_bytes
-        msgspec.json.encode(summary(file))
-        check_model(file)
-    except ModelError:
-        pass
 
 
 @given(edits)
