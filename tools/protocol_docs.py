@@ -8,6 +8,7 @@ python tools/protocol_docs.py --record   after a change with a new PROTOCOL_VERS
 
 import ast
 import hashlib
+import inspect
 import json
 import re
 import sys
@@ -31,6 +32,10 @@ Schema = dict[str, Any]
 def frame_schema() -> Schema:
     """JSON Schema of everything that crosses a socket."""
     (top,), components = msgspec.json.schema_components((protocol.Frame,), ref_template="#/$defs/{name}")
+    # Python 3.13 takes the indentation off docstrings, older ones leave it
+    for component in components.values():
+        if "description" in component:
+            component["description"] = inspect.cleandoc(component["description"])
     return {**top, "$defs": dict(sorted(components.items()))}
 
 
