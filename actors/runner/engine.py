@@ -235,8 +235,6 @@ class Engine:
         n_ctx, n_vocab = self._model.n_ctx, self._model.n_vocab
         if not tokens:
             raise RequestError("the prompt is empty", where="runner", mend="send at least one token")
-        if "" in request.stop:
-            raise RequestError("a stop string is empty", where="stop", mend="leave it out")
         if request.n_logprobs > MAX_TOP_LOGPROBS:
             raise RequestError(
                 f"{request.n_logprobs} log-probabilities a token were asked for, at most {MAX_TOP_LOGPROBS} "

@@ -1,4 +1,6 @@
-"""What is done with the header of any file that somebody names: shared by the fuzzer and the random tests."""
+"""Reading model files: what the tests of the reader, the random tests and the fuzzer share."""
+
+from pathlib import Path
 
 import msgspec
 
@@ -7,11 +9,18 @@ from actors.runner.gguf.check import check_model
 from actors.runner.gguf.reader import GGUFFile
 from actors.runner.inspect import describe
 
+VOCABULARIES = Path(__file__).parents[3] / "shared" / "data" / "tokenizers"
+
+
+def read(data: bytes) -> GGUFFile:
+    """The file whose bytes these are."""
+    return GGUFFile(memoryview(data), "tiny.gguf")
+
 
 def use(data: bytes) -> None:
     """Read, describe and check one file; a ModelError is an answer, anything else is a bug."""
     try:
-        file = GGUFFile(memoryview(data), "hostile.gguf")
+        file = read(data)
         for name, info in file.tensors.items():
             assert len(file.tensor_bytes(name)) == info.n_bytes
         msgspec.json.encode(describe(file))

@@ -37,13 +37,7 @@ from tests.unit.gguf_files import (
     u32,
     u64,
 )
-
-VOCABULARIES = Path(__file__).parents[3] / "shared" / "data" / "tokenizers"
-
-
-def read(data: bytes) -> GGUFFile:
-    return GGUFFile(memoryview(data), "tiny.gguf")
-
+from tests.unit.gguf_use import VOCABULARIES, read
 
 # --- sound files
 
