@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from kernels.backend import Allocations, Binding, OutOfMemory
 from kernels.cpu import _cpu
 from kernels.cpu.memory import CpuBuffer, allocate, round_to_pages
-from kernels.cpu.segment import SegmentBuilder
+from kernels.cpu.segment import VECTOR_BYTES, WORD_BYTES, SegmentBuilder
 from kernels.dtype import DType
 from kernels.ops.attention import Attention, StoreKV
 from kernels.ops.copy import Copy
@@ -21,7 +21,7 @@ from kernels.ops.rope import Rope, Rotation
 from kernels.ops.rows import Rows
 from kernels.tensor import Bounds, Dim, Tensor, value_of
 
-ALIGNMENT = 64  # a cache line, and the widest vector
+ALIGNMENT = VECTOR_BYTES  # a cache line, and the widest vector
 MAX_THREADS = 1024
 EMULATED = "avx512-emulated"
 WEIGHT_DTYPES = frozenset(d for d in DType if d.is_quantized) | {DType.F32, DType.F16, DType.BF16}
@@ -90,11 +90,13 @@ class CpuBackend:
                 return f"no kernel for {type(op).__name__}"
 
     def workspace_bytes(self, op: Op, bounds: Bounds) -> int:
-        """Scratch: quantised activations of a product, accumulators of attention (per thread)."""
+        """Scratch: of each thread the panels and sums of a product or of attention; quantised activations."""
         match op:
-            case Matmul() if op.weight.dtype.is_quantized:
-                n_groups = -(-_width(op.x) // _cpu.ACT_GROUP_N)
-                return value_of(op.x.shape[0], bounds) * n_groups * _cpu.ACT_GROUP_BYTES
+            case Matmul():
+                n = value_of(op.x.shape[0], bounds)
+                n_groups = -(-_width(op.x) // _cpu.ACT_GROUP_N) if op.weight.dtype.is_quantized else 0
+                panels = self.n_threads * _cpu.matmul_scratch(n) * WORD_BYTES
+                return panels + n * n_groups * _cpu.ACT_GROUP_BYTES
             case Attention():
                 n_group = _width(op.q) // _width(op.k_state)
                 return self.n_threads * _cpu.attention_scratch_bytes(n_group, op.head_dim)

@@ -29,26 +29,41 @@ enum class DType : int {
     MXFP4 = 39,
 };
 
-// 256 activations as int8: x = d * q.  Sums are of d * q, for weights with a minimum or an offset.
+// 256 activations as int8: x = d * q, q in -127..127.
 struct ActGroup {
     static constexpr int kSize = 256;
     int8_t q[256];
-    float d[8];  // scale of each 32
-    float sum_32[8];
-    float d_16[16];  // the same scales, once per 16
-    float sum_16[16];
+    float d[8];               // scale of each 32
+    float sum_32[8];          // of d * q, for weights with a minimum
+    float sum_16[16];         // the same, of each 16
+    int16_t pairs_32[8][2];   // of q: over k % 4 < 2, and over the others; for weights with an offset
+    int16_t pairs_16[16][2];  // the same, of each 16
 };
+
+// Rows of a weight that are multiplied together: one to a lane, in one or more vectors.
+constexpr int64_t kPanelRows = 16;
 
 struct MatmulArgs {
     const float* x;        // [n, n_in]
-    const ActGroup* acts;  // [n, ceil(n_in / 256)] when the weight is quantised
+    const ActGroup* acts;  // [ceil(n_in / 256), n] when the weight is quantised
     const uint8_t* weight;
     const uint8_t* bias;  // [n_out] f32 or null
     const float* residual;
-    float* out;  // [n, n_out]
+    float* out;      // [n, n_out]
+    float* scratch;  // [matmul_scratch] of this thread
     int64_t n, n_in, n_out;
     DType dtype;
 };
+
+constexpr int64_t kFewColumns = 4;      // with fewer, memory is waited for, not arithmetic
+constexpr int64_t kMatmulRows = 64;     // rows whose panels stand in the first-level cache while all columns pass
+constexpr int64_t kMatmulCols = 256;    // columns whose sums stand in the second-level cache
+constexpr int64_t kPanelFloats = 8192;  // panels of kMatmulRows rows by 256 columns of the weight
+
+// Floats that one thread needs for a product with n rows of activations: sums, then panels.
+constexpr int64_t matmul_scratch(int64_t n) {
+    return (n < kMatmulCols ? n : kMatmulCols) * kMatmulRows + kPanelFloats + 16;
+}
 
 struct RowsArgs {
     const uint8_t* table;
@@ -113,8 +128,8 @@ constexpr int64_t attention_scratch(int64_t n_group, int64_t head_dim) {
 
 struct Kernels {
     const char* name;
-    // units: groups of 256, counted through all rows of x
-    void (*quantize)(const float* x, ActGroup* out, int64_t n_in, int64_t begin, int64_t end);
+    // units: groups of 256, the first of every row before the second of any
+    void (*quantize)(const float* x, ActGroup* out, int64_t n_row, int64_t n_in, int64_t begin, int64_t end);
     void (*matmul)(const MatmulArgs&, int64_t begin, int64_t end);  // rows of the weight
     void (*rows)(const RowsArgs&, int64_t begin, int64_t end);      // ids
     void (*dequantize)(const uint8_t* raw, float* out, int64_t n, DType);

@@ -65,13 +65,22 @@ void add_rms_norm(Segment& s, Address x, Address weight, Address out, int64_t wi
     s.add(std::move(step));
 }
 
-void add_matmul(Segment& s, Address x, Address weight, Address bias, Address residual, Address out, Address workspace,
-                int64_t n_in, int64_t n_out, int dtype, bool quantizes, Dim n) {
+void add_matmul(Segment& s, Address x, Address weight, Address bias, Address residual, Address out, Address scratch,
+                Address acts, int64_t thread_floats, int64_t n_in, int64_t n_out, int dtype, bool quantizes, Dim n) {
     auto step = std::make_unique<MatmulStep>();
-    step->acts = at<ActGroup>(workspace);
-    step->args = {
-        at<float>(x), step->acts, at<uint8_t>(weight),      at<uint8_t>(bias), at<float>(residual), at<float>(out), 0,
-        n_in,         n_out,      static_cast<DType>(dtype)};
+    step->acts = at<ActGroup>(acts);
+    step->args = {at<float>(x),
+                  step->acts,
+                  at<uint8_t>(weight),
+                  at<uint8_t>(bias),
+                  at<float>(residual),
+                  at<float>(out),
+                  at<float>(scratch),
+                  0,
+                  n_in,
+                  n_out,
+                  static_cast<DType>(dtype)};
+    step->thread_floats = thread_floats;
     step->n = n;
     step->quantizes = quantizes;
     s.add(std::move(step));
@@ -245,6 +254,7 @@ NB_MODULE(_cpu, m) {
             return attention_scratch(n_group, head_dim) * static_cast<int64_t>(sizeof(float));
         },
         "n_group"_a, "head_dim"_a);
+    m.def("matmul_scratch", &matmul_scratch, "n"_a);
     m.def("allocate", &allocate, "n_bytes"_a);
     m.def("dequantize", &dequantize, "isa"_a, "raw"_a, "dtype"_a, "n"_a);
 
@@ -256,11 +266,12 @@ NB_MODULE(_cpu, m) {
                 new (self) Segment(std::move(pool), kernels_named(isa));
             },
             "pool"_a, "isa"_a)
+        .def_prop_ro("n_threads", &Segment::n_threads)
         .def("add_rows", &add_rows, nb::kw_only(), "table"_a, "ids"_a, "out"_a, "width"_a, "dtype"_a, "n"_a)
         .def("add_rms_norm", &add_rms_norm, nb::kw_only(), "x"_a, "weight"_a, "out"_a, "width"_a, "chunk"_a, "eps"_a,
              "n"_a)
-        .def("add_matmul", &add_matmul, nb::kw_only(), "x"_a, "weight"_a, "bias"_a, "residual"_a, "out"_a,
-             "workspace"_a, "n_in"_a, "n_out"_a, "dtype"_a, "quantizes"_a, "n"_a)
+        .def("add_matmul", &add_matmul, nb::kw_only(), "x"_a, "weight"_a, "bias"_a, "residual"_a, "out"_a, "scratch"_a,
+             "acts"_a, "thread_floats"_a, "n_in"_a, "n_out"_a, "dtype"_a, "quantizes"_a, "n"_a)
         .def("add_rope", &add_rope, nb::kw_only(), "x"_a, "positions"_a, "out"_a, "n_head"_a, "head_dim"_a,
              "rotation"_a, "n"_a)
         .def("add_store_kv", &add_store_kv, nb::kw_only(), "k"_a, "v"_a, "positions"_a, "cells"_a, "k_state"_a,

@@ -61,10 +61,14 @@ void Pool::wait_while(const std::atomic<uint32_t>& word, uint32_t old) const {
 }
 
 void Pool::barrier() {
-    if (n_threads_ == 1) return;
+    if (n_threads_ == 1) {
+        next_.store(0, std::memory_order_relaxed);
+        return;
+    }
     const uint32_t phase = phase_.load(std::memory_order_relaxed);
     if (n_arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == static_cast<uint32_t>(n_threads_)) {
         n_arrived_.store(0, std::memory_order_relaxed);
+        next_.store(0, std::memory_order_relaxed);
         phase_.fetch_add(1, std::memory_order_release);
         phase_.notify_all();
     } else {
@@ -75,14 +79,14 @@ void Pool::barrier() {
 void Pool::run(Task task, const void* context) {
     const std::lock_guard<std::mutex> guard(is_running_);
     if (n_threads_ == 1) {
-        task(context, 0);
+        task(context, worker(0));
         return;
     }
     task_ = task;
     context_ = context;
     generation_.fetch_add(1, std::memory_order_release);
     generation_.notify_all();
-    task(context, 0);
+    task(context, worker(0));
     barrier();
 }
 
@@ -92,7 +96,7 @@ void Pool::work(int thread) {
         wait_while(generation_, seen);
         seen++;
         if (is_stopping_.load(std::memory_order_relaxed)) return;
-        task_(context_, thread);
+        task_(context_, worker(thread));
         barrier();
     }
 }

@@ -43,23 +43,17 @@ struct Run {
     Pool& pool;
 };
 
-void execute(const void* context, int thread) {
+void execute(const void* context, const Worker& worker) {
     const Run& run = *static_cast<const Run*>(context);
     for (const std::unique_ptr<Step>& step : run.steps) {
         for (int phase = 0; phase < step->n_phases(); phase++) {
-            step->run(run.kernels, run.values, phase, thread, run.pool.n_threads());
+            step->run(run.kernels, run.values, phase, worker);
             run.pool.barrier();
         }
     }
 }
 
 }  // namespace
-
-Share::Share(int64_t n, int64_t grain, int thread, int n_threads) {
-    const int64_t n_grains = (n + grain - 1) / grain;
-    begin = std::min(n, n_grains * thread / n_threads * grain);
-    end = std::min(n, n_grains * (thread + 1) / n_threads * grain);
-}
 
 void Segment::run(const Values& values) {
     for (const IndexCheck& check : index_checks_)

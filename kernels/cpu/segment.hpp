@@ -19,18 +19,12 @@ inline int64_t value_of(Dim dim, const Values& values) {
     return dim >= 0 ? dim : values[static_cast<size_t>(-1 - dim)];
 }
 
-// This thread's half-open share of n, in steps of `grain`.
-struct Share {
-    int64_t begin, end;
-    Share(int64_t n, int64_t grain, int thread, int n_threads);
-};
-
 class Step {
 public:
     virtual ~Step() = default;
     virtual int n_phases() const { return 1; }
     // One thread's part; a barrier follows every phase.
-    virtual void run(const Kernels&, const Values&, int phase, int thread, int n_threads) const = 0;
+    virtual void run(const Kernels&, const Values&, int phase, const Worker&) const = 0;
 };
 
 // Every value of an index array lies in 0..limit-1.

@@ -15,6 +15,7 @@ from kernels.tensor import Dim, Role, Sym, Tensor, value_of
 
 ABSENT = 0
 WORD_BYTES = 4
+VECTOR_BYTES = 64
 
 
 class SegmentBuilder:
@@ -28,8 +29,8 @@ class SegmentBuilder:
         self._copied = {op.out: op.x for op in binding.ops if isinstance(op, Copy)}
         self._checked: set[tuple[object, ...]] = set()
         self._quantized: Tensor | None = None  # whose int8 blocks stand in the workspace
-        if self._workspace % WORD_BYTES:
-            raise ValueError(f"the workspace at {self._workspace:#x} is not aligned to {WORD_BYTES} bytes")
+        if self._workspace % VECTOR_BYTES:
+            raise ValueError(f"the workspace at {self._workspace:#x} is not aligned to {VECTOR_BYTES} bytes")
 
     def add(self, op: Op) -> None:
         """Append an op that the backend does not refuse."""
@@ -79,6 +80,7 @@ class SegmentBuilder:
 
     def _matmul(self, op: Matmul) -> None:
         is_quantized = op.weight.dtype.is_quantized
+        thread_floats = _cpu.matmul_scratch(value_of(op.x.shape[0], self._binding.bounds))
         out = self._write(op.out)
         if out == self._f32(op.x):
             raise ValueError(f"{op.out} shares memory with its factor {op.x}")
@@ -88,7 +90,9 @@ class SegmentBuilder:
             bias=self._f32(op.bias) if op.bias is not None else ABSENT,
             residual=self._f32(op.residual) if op.residual is not None else ABSENT,
             out=out,
-            workspace=self._workspace,
+            scratch=self._workspace,
+            acts=self._workspace + self.segment.n_threads * thread_floats * WORD_BYTES,
+            thread_floats=thread_floats,
             n_in=_width(op.x),
             n_out=_width(op.out),
             dtype=op.weight.dtype.ggml_id,

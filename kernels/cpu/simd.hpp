@@ -21,6 +21,9 @@
 #define KERNEL_UNROLL  // plain C++ is long enough as it is: unrolled, it compiles for minutes
 #endif
 
+// Keeps the compiler from turning a chain of additions into a tree, which would need more registers than there are.
+#define KERNEL_KEEP_CHAIN(v) asm("" : "+x"(v))
+#define KERNEL_MEMBER inline __attribute__((always_inline))
 #define KERNEL_INLINE static inline __attribute__((always_inline))
 
 namespace KERNEL_NS {
@@ -193,6 +196,7 @@ KERNEL_INLINE float load_half(const void* p) { return half_to_float(load<uint16_
 struct AsF32 {
     static constexpr size_t kBytes = 4;
     static F vector(const uint8_t* p) { return load<F>(p); }
+    static F8 eight(const uint8_t* p) { return load<F8>(p); }
     static float scalar(const uint8_t* p) { return load<float>(p); }
 };
 
@@ -209,6 +213,15 @@ struct AsF16 {
         return v;
 #endif
     }
+    static F8 eight(const uint8_t* p) {
+#if defined(KERNEL_X86)
+        return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+        F8 v;
+        for (int i = 0; i < 8; i++) v[i] = load_half(p + 2 * i);
+        return v;
+#endif
+    }
     static float scalar(const uint8_t* p) { return load_half(p); }
 };
 
@@ -218,6 +231,10 @@ struct AsBF16 {
         typedef uint16_t H __attribute__((vector_size(2 * KERNEL_LANES)));
         return (F)(__builtin_convertvector(load<H>(p), I) << 16);
     }
+    static F8 eight(const uint8_t* p) {
+        typedef uint16_t H8 __attribute__((vector_size(16)));
+        return (F8)(__builtin_convertvector(load<H8>(p), I8) << 16);
+    }
     static float scalar(const uint8_t* p) { return from_bits(static_cast<uint32_t>(load<uint16_t>(p)) << 16); }
 };
 
@@ -226,6 +243,13 @@ KERNEL_INLINE F load_part_as(const uint8_t* p, int64_t n) {
     float lanes[kLanes] = {};
     for (int64_t i = 0; i < n; i++) lanes[i] = T::scalar(p + T::kBytes * i);
     return load<F>(lanes);
+}
+
+template <class T>
+KERNEL_INLINE F8 load_part_of_8(const uint8_t* p, int64_t n) {
+    float lanes[8] = {};
+    for (int64_t i = 0; i < n; i++) lanes[i] = T::scalar(p + T::kBytes * i);
+    return load<F8>(lanes);
 }
 
 // ---- bytes
@@ -242,15 +266,15 @@ KERNEL_INLINE B32 join(B16 low, B16 high) {
 }
 
 // table[index] for each byte, index in 0..15
-KERNEL_INLINE B16 look_up(B16 table, B16 index) {
+KERNEL_INLINE B32 look_up(B16 table, B32 index) {
 #if defined(KERNEL_X86)
-    return (B16)_mm_shuffle_epi8((__m128i)table, (__m128i)index);
+    return (B32)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256((__m128i)table), (__m256i)index);
 #else
-    uint8_t entries[16], at[16];
+    uint8_t entries[16], at[32];
     store(entries, table);
     store(at, index);
-    for (int i = 0; i < 16; i++) at[i] = entries[at[i]];
-    return load<B16>(at);
+    for (int i = 0; i < 32; i++) at[i] = entries[at[i]];
+    return load<B32>(at);
 #endif
 }
 
@@ -269,74 +293,139 @@ KERNEL_INLINE B32 spread_bits(uint32_t bits, uint8_t value) {
 #endif
 }
 
-#if !defined(KERNEL_X86)
-typedef int8_t S4 __attribute__((vector_size(4 * KERNEL_LANES)));
-typedef int16_t H4 __attribute__((vector_size(8 * KERNEL_LANES)));
+// ---- dot products: lane i adds four products of bytes, one factor from each lane, the other the same for all
 
-// Sums of four neighbours.
-KERNEL_INLINE I sum_fours(H4 products) {
+#if defined(KERNEL_AVX2) && !defined(KERNEL_VNNI)
+constexpr bool kHasPairSums = true;  // sums of pairs in 16 bits, joined at the end
+#else
+constexpr bool kHasPairSums = false;
+#endif
+#if defined(KERNEL_X86) || KERNEL_LANES == 16
+constexpr bool kTakesUnsigned = true;  // the bytes in lanes are unsigned; the emulated path does as AVX-512 does
+#else
+constexpr bool kTakesUnsigned = false;
+#endif
+
+// Every lane begins with `start`: a sum, or where sums are of pairs, two of 16 bits.
+KERNEL_INLINE I dot_start(int32_t start) {
+#if defined(KERNEL_AVX512)
+    return (I)_mm512_set1_epi32(start);
+#elif defined(KERNEL_AVX2)
+    return (I)_mm256_set1_epi32(start);
+#else
+    return I{} + start;
+#endif
+}
+
+// sum + bytes * x: x is four signed bytes in -127..127.
+KERNEL_INLINE I dot_add(I sum, W bytes, const int8_t* x) {
+#if defined(KERNEL_AVX512)
+    return (I)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)bytes, _mm512_set1_epi32(load<int32_t>(x)));
+#elif defined(KERNEL_VNNI)
+    return (I)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)bytes, _mm256_set1_epi32(load<int32_t>(x)));
+#elif defined(KERNEL_AVX2)
+    __m256i total =
+        _mm256_add_epi16((__m256i)sum, _mm256_maddubs_epi16((__m256i)bytes, _mm256_set1_epi32(load<int32_t>(x))));
+    KERNEL_KEEP_CHAIN(total);
+    return (I)total;
+#else
+    typedef int8_t S4 __attribute__((vector_size(4 * KERNEL_LANES)));
+    typedef int16_t H4 __attribute__((vector_size(8 * KERNEL_LANES)));
     typedef int32_t I2 __attribute__((vector_size(8 * KERNEL_LANES)));
     typedef uint64_t U __attribute__((vector_size(8 * KERNEL_LANES)));
+    const S4 same = (S4)(I{} + load<int32_t>(x));
+    H4 products;
+    if constexpr (kTakesUnsigned) {
+        products = __builtin_convertvector(bytes, H4) * __builtin_convertvector(same, H4);
+    } else {
+        products = __builtin_convertvector((S4)bytes, H4) * __builtin_convertvector(same, H4);
+    }
     const I2 halves = (I2)products, pairs = (halves >> 16) + (I2)((I2)(halves << 16) >> 16);
     const U wide = (U)pairs;  // the low half of a modular sum is right whatever the high half is
-    return __builtin_convertvector(wide + (wide >> 32), I);
-}
-#endif
-
-// Lane i of the result: the sum of the products of bytes 4 i .. 4 i + 3, weights unsigned, at most 127.
-KERNEL_INLINE I dot_unsigned(W weights, const int8_t* x) {
-#if defined(KERNEL_AVX512)
-    return (I)_mm512_dpbusd_epi32(_mm512_setzero_si512(), (__m512i)weights, load<__m512i>(x));
-#elif defined(KERNEL_AVX2)
-    // 16-bit sums of two products do not saturate: 2 * 127 * 127 < 32768
-    const __m256i pairs = _mm256_maddubs_epi16((__m256i)weights, load<__m256i>(x));
-    return (I)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-#else
-    return sum_fours(__builtin_convertvector(weights, H4) * __builtin_convertvector(load<S4>(x), H4));
+    return sum + __builtin_convertvector(wide + (wide >> 32), I);
 #endif
 }
 
-// As above with signed weights, and x in -127..127.
-KERNEL_INLINE I dot_signed(W weights, const int8_t* x) {
-#if defined(KERNEL_AVX512)
-    const __m512i w = (__m512i)weights, signed_x = load<__m512i>(x);
-    const __m512i flipped = _mm512_mask_sub_epi8(signed_x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), signed_x);
-    return (I)_mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_abs_epi8(w), flipped);
-#elif defined(KERNEL_AVX2)
-    // |w| <= 128, |x| <= 127: 2 * 128 * 127 < 32768
-    const __m256i w = (__m256i)weights;
-    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(load<__m256i>(x), w));
-    return (I)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+// The lanes' sums in 32 bits.
+KERNEL_INLINE I dot_total(I sum) {
+#if defined(KERNEL_AVX2) && !defined(KERNEL_VNNI)
+    return (I)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(1));
 #else
-    return sum_fours(__builtin_convertvector((S4)weights, H4) * __builtin_convertvector(load<S4>(x), H4));
+    return sum;
 #endif
 }
 
-// scales[0] in lanes 0..7, scales[1] in lanes 8..15: one scale per 32 weights
-KERNEL_INLINE F spread_by_32(const float* scales) {
-#if defined(KERNEL_AVX512)
-    return _mm512_insertf32x8(_mm512_set1_ps(scales[0]), _mm256_set1_ps(scales[1]), 1);
-#elif defined(KERNEL_AVX2)
-    return _mm256_broadcast_ss(scales);
+// sum + products of 16-bit integers, two to a lane: x is two of them.
+KERNEL_INLINE I dot_add_wide(I sum, W integers, const int16_t* x) {
+#if defined(KERNEL_AVX2)
+    __m256i total =
+        _mm256_add_epi32((__m256i)sum, _mm256_madd_epi16((__m256i)integers, _mm256_set1_epi32(load<int32_t>(x))));
+    KERNEL_KEEP_CHAIN(total);
+    return (I)total;
 #else
-    float lanes[kLanes];
-    for (int i = 0; i < kLanes; i++) lanes[i] = scales[i / 8];
-    return load<F>(lanes);
+    (void)integers, (void)x;  // no path has both wide panels and none of these instructions
+    return sum;
 #endif
 }
 
-// scales[i] in lanes 4 i .. 4 i + 3: one scale per 16 weights
-KERNEL_INLINE F spread_by_16(const float* scales) {
-#if defined(KERNEL_AVX512)
-    const __m512i source = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-    return _mm512_permutexvar_ps(source, _mm512_castps128_ps512(_mm_loadu_ps(scales)));
-#elif defined(KERNEL_AVX2)
-    return _mm256_set_m128(_mm_broadcast_ss(scales + 1), _mm_broadcast_ss(scales));
+// ---- transposition
+
+// Dword i of result c is dword c of the 16 bytes at p[i].
+KERNEL_INLINE void columns_of(const uint8_t* const* p, int64_t at, B32 (&columns)[4]) {
+#if defined(KERNEL_X86)
+    __m256i a[4], b[4];
+    for (int r = 0; r < 4; r++) a[r] = _mm256_set_m128i(load<__m128i>(p[r + 4] + at), load<__m128i>(p[r] + at));
+    for (int i = 0; i < 4; i += 2) {
+        b[i] = _mm256_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm256_unpackhi_epi32(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 2; i++) {
+        columns[2 * i] = (B32)_mm256_unpacklo_epi64(b[i], b[i + 2]);
+        columns[2 * i + 1] = (B32)_mm256_unpackhi_epi64(b[i], b[i + 2]);
+    }
 #else
-    float lanes[kLanes];
-    for (int i = 0; i < kLanes; i++) lanes[i] = scales[i / 4];
-    return load<F>(lanes);
+    uint32_t dwords[4][8];
+    for (int r = 0; r < 8; r++) {
+        for (int c = 0; c < 4; c++) std::memcpy(&dwords[c][r], p[r] + at + 4 * c, 4);
+    }
+    for (int c = 0; c < 4; c++) columns[c] = load<B32>(dwords[c]);
 #endif
+}
+
+// Dword c of row r to dword r of row c.
+KERNEL_INLINE void transpose(B32 (&rows)[8]) {
+#if defined(KERNEL_X86)
+    __m256i a[8], b[8];
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm256_unpacklo_epi32((__m256i)rows[i], (__m256i)rows[i + 1]);
+        a[i + 1] = _mm256_unpackhi_epi32((__m256i)rows[i], (__m256i)rows[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        b[i] = _mm256_unpacklo_epi64(a[i], a[i + 2]);
+        b[i + 1] = _mm256_unpackhi_epi64(a[i], a[i + 2]);
+        b[i + 2] = _mm256_unpacklo_epi64(a[i + 1], a[i + 3]);
+        b[i + 3] = _mm256_unpackhi_epi64(a[i + 1], a[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        rows[i] = (B32)_mm256_permute2x128_si256(b[i], b[i + 4], 0x20);
+        rows[i + 4] = (B32)_mm256_permute2x128_si256(b[i], b[i + 4], 0x31);
+    }
+#else
+    uint32_t from[8][8], to[8][8];
+    for (int r = 0; r < 8; r++) store(from[r], rows[r]);
+    for (int r = 0; r < 8; r++) {
+        for (int c = 0; c < 8; c++) to[c][r] = from[r][c];
+    }
+    for (int r = 0; r < 8; r++) rows[r] = load<B32>(to[r]);
+#endif
+}
+
+// An 8 by 8 tile of floats; strides in elements.
+KERNEL_INLINE void transpose_floats(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
+    B32 rows[8];
+    for (int r = 0; r < 8; r++) rows[r] = load<B32>(from + r * from_stride);
+    transpose(rows);
+    for (int r = 0; r < 8; r++) store(to + r * to_stride, rows[r]);
 }
 
 // ---- functions

@@ -49,7 +49,8 @@ def chain(backend: CpuBackend, bound: int = 16) -> Chain:
     memory = {t: np.zeros(t.n_bytes(bounds), np.uint8) for op in ops for t in (*op.reads, *op.writes)}
     memory[norm_weight][...] = np.ones(WIDTH, np.float32).view(np.uint8)
     memory[weight][...] = normal(5, WIDTH * WIDTH).view(np.uint8)
-    segment = backend.bind(Binding(ops, memory, bounds, np.empty(0, np.uint8)))
+    workspace = backend.allocate(max(backend.workspace_bytes(op, bounds) for op in ops), "workspace").array
+    segment = backend.bind(Binding(ops, memory, bounds, workspace))
     f32 = {t: memory[t].view(np.float32).reshape(bound, WIDTH) for t in (x, y)}
     return Chain(segment, f32[x], f32[y])
 
