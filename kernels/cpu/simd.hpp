@@ -23,6 +23,7 @@
 
 // Keeps the compiler from turning a chain of additions into a tree, which would need more registers than there are.
 #define KERNEL_KEEP_CHAIN(v) asm("" : "+x"(v))
+#define KERNEL_LAMBDA __attribute__((always_inline))
 #define KERNEL_MEMBER inline __attribute__((always_inline))
 #define KERNEL_INLINE static inline __attribute__((always_inline))
 
@@ -53,6 +54,11 @@ template <class V>
 KERNEL_INLINE void store(void* p, V v) {
     std::memcpy(p, &v, sizeof v);
 }
+
+template <int N>
+struct Number {
+    static constexpr int value = N;
+};
 
 template <class A>
 KERNEL_INLINE A least(A a, A b) {
@@ -86,6 +92,14 @@ KERNEL_INLINE F splat(float x) {
     F v;
     for (int i = 0; i < kLanes; i++) v[i] = x;
     return v;
+#endif
+}
+
+KERNEL_INLINE F8 splat_8(float x) {
+#if defined(KERNEL_X86)
+    return _mm256_set1_ps(x);
+#else
+    return F8{x, x, x, x, x, x, x, x};
 #endif
 }
 
@@ -356,17 +370,39 @@ KERNEL_INLINE I dot_total(I sum) {
 }
 
 // sum + products of 16-bit integers, two to a lane: x is two of them.
-KERNEL_INLINE I dot_add_wide(I sum, W integers, const int16_t* x) {
+template <class Sum, class Integers>
+KERNEL_INLINE Sum dot_add_wide(Sum sum, Integers integers, const int16_t* x) {
 #if defined(KERNEL_AVX2)
     __m256i total =
         _mm256_add_epi32((__m256i)sum, _mm256_madd_epi16((__m256i)integers, _mm256_set1_epi32(load<int32_t>(x))));
     KERNEL_KEEP_CHAIN(total);
-    return (I)total;
+    return (Sum)total;
 #else
     (void)integers, (void)x;  // no path has both wide panels and none of these instructions
     return sum;
 #endif
 }
+
+#if KERNEL_LANES == 8
+KERNEL_INLINE I8 dot_total_8(I8 sum) { return dot_total(sum); }
+KERNEL_INLINE I8 dot_start_8(int32_t start) { return dot_start(start); }
+KERNEL_INLINE I8 dot_add_8(I8 sum, B32 bytes, const int8_t* x) { return dot_add(sum, bytes, x); }
+#else
+KERNEL_INLINE I8 dot_total_8(I8 sum) { return sum; }
+KERNEL_INLINE I8 dot_start_8(int32_t start) { return I8{} + start; }
+KERNEL_INLINE I8 dot_add_8(I8 sum, B32 bytes, const int8_t* x) {
+#if defined(KERNEL_AVX512)
+    return (I8)_mm256_dpbusd_epi32((__m256i)sum, (__m256i)bytes, _mm256_set1_epi32(load<int32_t>(x)));
+#else
+    W both{};
+    std::memcpy(&both, &bytes, sizeof bytes);
+    const I products = dot_add(I{}, both, x);
+    I8 low;
+    std::memcpy(&low, &products, sizeof low);
+    return sum + low;
+#endif
+}
+#endif
 
 // ---- transposition
 
