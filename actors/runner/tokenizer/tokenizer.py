@@ -4,9 +4,7 @@ import functools
 from collections.abc import Iterable, Mapping
 from typing import Self
 
-from tokenizers import Tokenizer as Engine
-
-from actors.runner.tokenizer.engine import build_engine
+from actors.runner.tokenizer.engine import Engine, build_engine
 from actors.runner.tokenizer.marks import Marks
 from actors.runner.tokenizer.pieces import all_pieces, piece_of
 from actors.runner.tokenizer.pretokenizer import Rules, rules_named
@@ -123,8 +121,7 @@ class Tokenizer:
         return self._vocabulary.tokens[token_id]
 
     def _encode_plain(self, text: str) -> list[int]:
-        # a batch of one: only `encode_batch` lets other threads run meanwhile, and a long text takes seconds
-        return self._engine.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        return self._engine.encode(text)
 
     def _ends(self, rules: Rules | None) -> tuple[list[int], list[int]]:
         """What add_special puts before and after a text: the file's word, else the family's habit."""
