@@ -37,6 +37,7 @@ class Tokenizer:
         self.eos_id: int | None = vocabulary.eos_id
         self.eog_ids: frozenset[int] = vocabulary.eog_ids
         self._prefix_ids, self._suffix_ids = self._ends(rules)
+        self._known_pieces: dict[int, bytes] = {}  # asked for before; a text uses few of all tokens
 
     @classmethod
     def from_metadata(cls, meta: Mapping[str, object]) -> Self:
@@ -100,7 +101,12 @@ class Tokenizer:
 
         IndexError for an id that is not in the vocabulary.
         """
-        return b"" if not special and token_id in self._control_ids else piece_of(self._vocabulary, token_id)
+        if not special and token_id in self._control_ids:
+            return b""
+        piece = self._known_pieces.get(token_id)
+        if piece is None:
+            piece = self._known_pieces[token_id] = piece_of(self._vocabulary, token_id)
+        return piece
 
     @functools.cached_property
     def pieces(self) -> tuple[bytes, ...]:
