@@ -133,6 +133,19 @@ class Connection:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise self.gone() from None
 
+    def offer(self, frame: Frame) -> bool:
+        """Queue a frame if there is room now; False when there is none or the link is gone.
+
+        LocalProtocolError if too long.
+        """
+        if self._why_gone:
+            return False
+        try:
+            self._outbox.send_nowait(encode_frame(frame))
+        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
+            return False
+        return True
+
     def hang_up(self, why: str) -> None:
         """End `run` soon, for this reason."""
         self._why_gone = self._why_gone or why

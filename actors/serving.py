@@ -46,6 +46,16 @@ class Replies:
             if not is_sent:
                 self._credit += 1
 
+    def offer(self, item: Item) -> bool:
+        """Send one item if that needs no waiting; False, with nothing sent, if it does or the link is gone.
+
+        LocalProtocolError for an item that is too long for a frame.
+        """
+        if self._credit <= 0 or not self._connection.offer(Push(stream=self._stream, body=item)):
+            return False
+        self._credit -= 1
+        return True
+
     def grant(self, n: int) -> None:
         """For the link: the reader takes n more."""
         if self._credit + n > CREDIT_MAX:

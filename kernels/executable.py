@@ -35,9 +35,17 @@ class Executable:
         bounds: Bounds,
     ) -> None:
         self._segments = segments
-        self._inputs = inputs
+        self._inputs = {
+            name: (t, memory[: t.n_bytes(bounds)].view(NUMPY_TYPES[t.dtype]))
+            for name, (t, memory) in inputs.items()
+        }
         self._outputs = outputs
         self._bounds = bounds
+
+    @property
+    def segments(self) -> Sequence[Segment]:
+        """What a run executes, in order, between `load` and reading an output."""
+        return self._segments
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Execute once.
@@ -46,15 +54,25 @@ class Executable:
         Returns views of the outputs that the next run overwrites.  ValueError names an input that is missing,
         too large or of another dtype.
         """
-        values = self._values(inputs)
-        for name, (tensor, memory) in self._inputs.items():
-            given = inputs[name]
-            if given.dtype != NUMPY_TYPES[tensor.dtype]:
-                raise ValueError(f"input {name}: expected {tensor.dtype.name}, got {given.dtype}")
-            view(memory, tensor, values)[...] = given
+        values = self.load(inputs)
         for segment in self._segments:
             segment.run(values)
-        return {name: view(memory, tensor, values) for name, (tensor, memory) in self._outputs.items()}
+        return {name: self.output(name, values) for name in self._outputs}
+
+    def load(self, inputs: Mapping[str, Array]) -> dict[str, int]:
+        """The first part of a run: put the inputs where the ops read them; gives the symbols' values."""
+        values = self._values(inputs)
+        for name, (_, typed) in self._inputs.items():
+            given = inputs[name]
+            if given.dtype != typed.dtype:
+                raise ValueError(f"input {name}: expected {typed.dtype}, got {given.dtype}")
+            typed[: given.size] = given.reshape(-1)
+        return values
+
+    def output(self, name: str, values: Bounds) -> Array:
+        """The last part of a run: a view of an output."""
+        tensor, memory = self._outputs[name]
+        return view(memory, tensor, values)
 
     def _values(self, inputs: Mapping[str, Array]) -> dict[str, int]:
         values: dict[str, int] = {}

@@ -167,23 +167,25 @@ def _lay_out(
     lives = _lifetimes(program, steps)
     offsets: dict[Tensor, int] = {}
     arena = dict.fromkeys(backends, 0)
-    settled: dict[str, list[Tensor]] = {device: [] for device in backends}
+    # settled tensors by the steps at which they are alive: most values live for a few steps, so that looking
+    # there for rivals stays near-linear in the number of values
+    alive: dict[str, list[list[Tensor]]] = {
+        device: [[] for _ in range(len(steps) + 2)] for device in backends
+    }
     size = {t: t.n_bytes(bounds) for t in lives}
     for tensor in sorted(lives, key=lambda t: -size[t]):
         device = homes[tensor]
         align = backends[device].alignment
-        rivals = [
-            t
-            for t in settled[device]
-            if lives[t].start < lives[tensor].stop and lives[tensor].start < lives[t].stop
-        ]
+        moments = alive[device][lives[tensor].start + 1 : lives[tensor].stop + 1]  # inputs begin at step -1
+        rivals = dict.fromkeys(rival for moment in moments for rival in moment)
         offset = 0
         for rival in sorted(rivals, key=lambda t: offsets[t]):
             if offset + size[tensor] <= offsets[rival]:
                 break
             offset = max(offset, -(-(offsets[rival] + size[rival]) // align) * align)
         offsets[tensor] = offset
-        settled[device].append(tensor)
+        for moment in moments:
+            moment.append(tensor)
         arena[device] = max(arena[device], -(-(offset + size[tensor]) // align) * align)
     return offsets, arena
 

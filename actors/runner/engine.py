@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from collections.abc import Sequence as SequenceOf
 from contextlib import asynccontextmanager
-from functools import partial
 
 import msgspec
 import trio
@@ -20,10 +19,10 @@ from actors.protocol import DoneReason, Generate, Sampling
 from actors.runner.batch import Waiting, compose
 from actors.runner.cache.causal import CausalCache
 from actors.runner.context import shift, truncate
-from actors.runner.forward import Drawn, Part, forward, index_arrays
+from actors.runner.forward import Drawn, Part, device_of, index_arrays
 from actors.runner.model import Model
 from actors.runner.output import Output
-from actors.runner.sequence import MAX_PREDICT_CONTEXTS, Sequence
+from actors.runner.sequence import MAX_PREDICT_CONTEXTS, Offer, Sequence, refuse
 from kernels.ops.sampling import MAX_TOP_LOGPROBS, SamplingParams
 
 SEED_BITS = 63
@@ -54,7 +53,8 @@ class Engine:
         self._next_id = 1
         self._start = 0
         self._wake = trio.Event()
-        self._device = trio.CapacityLimiter(1)
+        self._device = device_of(model.backends, self._tokenizer)
+        self._untold: list[Sequence] = []  # have tokens whose text is not sent; at most those of a batch
         self._life = trio.CancelScope()
         self.stopped = trio.Event()
         self.n_batches = 0
@@ -72,9 +72,10 @@ class Engine:
         }
 
     @asynccontextmanager
-    async def open(self, request: Generate) -> AsyncGenerator[Sequence]:
+    async def open(self, request: Generate, offer: Offer = refuse) -> AsyncGenerator[Sequence]:
         """A sequence that is being served while the block runs; leaving the block cancels it.
 
+        What `offer` takes is not received any more.
         RequestError for a prompt that is empty, unknown to the vocabulary or too long; QueueFull; PeerGone
         when the engine has stopped.
         """
@@ -85,7 +86,7 @@ class Engine:
         self._n_opening += 1
         try:
             # tokenising a long text takes a while; the loop must not wait for it
-            sequence = await trio.to_thread.run_sync(self._sequence, request, seq_id)
+            sequence = await trio.to_thread.run_sync(self._sequence, request, seq_id, offer)
         finally:
             self._n_opening -= 1
         if self.stopped.is_set():
@@ -117,8 +118,10 @@ class Engine:
                     if parts:
                         await self._step(parts)
                     else:
+                        self._hand_out()
                         await self._wake.wait()
         finally:
+            self._hand_out()
             for sequence in (*self._active.values(), *self._queue):
                 sequence.fail(self._parting())
             self.stopped.set()
@@ -136,8 +139,8 @@ class Engine:
         sequences = {part.seq_id: self._active[part.seq_id] for part in parts}
         inputs = index_arrays(parts, self._cache)
         executable = self._model.executable(len(inputs["tokens"]), len(inputs["outputs"]))
-        work = partial(forward, executable, inputs, parts, self._tokenizer)
-        drawn = await trio.to_thread.run_sync(work, limiter=self._device)
+        # the text of the tokens before is made and sent while the device computes the next
+        drawn = await self._device.step(executable, inputs, parts, self._hand_out)
         self.n_batches += 1
         self.n_inputs += len(inputs["tokens"])
         by_id = {d.seq_id: d for d in drawn}
@@ -147,9 +150,15 @@ class Engine:
                 continue  # cancelled while the batch ran
             self._cache.advance(part.slot, part.tokens)
             if part.seq_id in by_id:
-                self._deliver(sequence, by_id[part.seq_id])
+                self._take(sequence, by_id[part.seq_id])
 
-    def _deliver(self, sequence: Sequence, drawn: Drawn) -> None:
+    def _hand_out(self) -> None:
+        """Send what the last batch drew."""
+        for sequence in self._untold:
+            sequence.tell()
+        self._untold.clear()
+
+    def _take(self, sequence: Sequence, drawn: Drawn) -> None:
         if drawn.error:
             sequence.fail(
                 ModelError(f"the model computed no usable probabilities: {drawn.error}", where="runner")
@@ -158,6 +167,7 @@ class Engine:
             sequence.end(DoneReason.LIMIT)  # nothing was to be predicted
         else:
             sequence.take(drawn, self._tokenizer.eog_ids)
+            self._untold.append(sequence)
             if not sequence.is_done and len(sequence.history) > self._model.n_ctx:
                 self._make_room(sequence)
         if sequence.is_done:  # its reader may be slow; others need not wait for that
@@ -210,7 +220,7 @@ class Engine:
             self._cache.release(sequence.slot)
             sequence.slot = None
 
-    def _sequence(self, request: Generate, seq_id: int) -> Sequence:
+    def _sequence(self, request: Generate, seq_id: int, offer: Offer) -> Sequence:
         """Tokenise, check and truncate a request; runs on a worker thread."""
         tokenizer, n_ctx = self._tokenizer, self._model.n_ctx
         prompt = request.prompt
@@ -221,7 +231,8 @@ class Engine:
         most = MAX_PREDICT_CONTEXTS * n_ctx
         limit = request.n_predict if 0 <= request.n_predict <= most else most
         output = Output(tokenizer, request.stop)
-        sequence = Sequence(seq_id, request, params, kept, len(kept), len(tokens) - len(kept), limit, output)
+        n_dropped = len(tokens) - len(kept)
+        sequence = Sequence(seq_id, request, params, kept, len(kept), n_dropped, limit, output, offer)
         output.replay(request.resume)
         sequence.n_drawn = len(request.resume)
         for token in request.resume:

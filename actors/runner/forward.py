@@ -1,14 +1,26 @@
-"""One forward pass on the device's thread: index arrays from slots, an executable run, sampled tokens."""
+"""One forward pass outside the event loop: index arrays from slots, an executable run, sampled tokens.
 
-from collections.abc import Mapping, Sequence
+A `Device` takes a step: the CPU's on a native thread, which needs nothing of the interpreter while it runs;
+every other on a Python thread.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Protocol
 
 import numpy as np
+import trio
 
 from actors.protocol import Logprob, TokenLogprob
 from actors.runner.cache.causal import CausalCache, Slot
 from actors.runner.tokenizer.tokenizer import Tokenizer
-from kernels.cpu.sampler import NanLogits, SamplingParams, logprobs, sample
+from kernels.backend import Backend
+from kernels.cpu.backend import CpuBackend
+from kernels.cpu.sampler import NanLogits, SamplingParams, logprobs, native_params, sample
+from kernels.cpu.worker import CpuWorker
+from kernels.cpu.worker import Draw as NativeDraw
+from kernels.cpu.worker import Drawn as NativeDrawn
 from kernels.executable import Executable
 from kernels.ops.op import F32, Array
 
@@ -21,6 +33,14 @@ class Draw:
     history: Sequence[int]  # tokens that penalties look at, oldest first
     position: int
     n_logprobs: int
+
+    @property
+    def seen(self) -> Sequence[int]:
+        """The end of the history that penalties look at; empty where there are none."""
+        if not self.params.has_penalties:
+            return ()
+        n_history, n_last = len(self.history), self.params.repeat_last_n
+        return self.history[n_history - min(n_last, n_history) :] if n_last >= 0 else self.history
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +73,7 @@ def index_arrays(parts: Sequence[Part], cache: CausalCache) -> dict[str, Array]:
     rows: list[int] = []
     outputs: list[int] = []
     for row, part in enumerate(parts):
-        tables[row, : len(part.slot.pages)] = part.slot.pages
+        tables[row, : len(part.slot.pages)] = np.frombuffer(part.slot.pages, np.int32)
         n_inputs = len(part.tokens)
         tokens += part.tokens
         positions += range(part.slot.n_cells, part.slot.n_cells + n_inputs)
@@ -68,6 +88,87 @@ def index_arrays(parts: Sequence[Part], cache: CausalCache) -> dict[str, Array]:
     return arrays
 
 
+class Device(Protocol):
+    """Where steps are taken, one at a time."""
+
+    async def step(
+        self,
+        executable: Executable,
+        inputs: Mapping[str, Array],
+        parts: Sequence[Part],
+        meanwhile: Callable[[], None],
+    ) -> list[Drawn]:
+        """Run the batch and sample a token for every part that wants one.
+
+        `meanwhile` is called once, if it can be while the batch computes.  Not cut short by cancellation: the
+        device would still be writing.
+        """
+        ...
+
+
+class NativeDevice:
+    """The CPU alone.  Its thread tells the event loop by a pipe."""
+
+    def __init__(self, backend: CpuBackend, tokenizer: Tokenizer) -> None:
+        self._worker = CpuWorker(backend)
+        self._tokenizer = tokenizer
+
+    async def step(
+        self,
+        executable: Executable,
+        inputs: Mapping[str, Array],
+        parts: Sequence[Part],
+        meanwhile: Callable[[], None],
+    ) -> list[Drawn]:
+        """See `Device`."""
+        wanted = [(part.seq_id, part.draw) for part in parts if part.draw is not None]
+        draws = [NativeDraw(_native(d.params), d.position, d.seen, d.n_logprobs) for _, d in wanted]
+        self._worker.start(executable, inputs, draws)
+        try:
+            meanwhile()
+        finally:
+            with trio.CancelScope(shield=True):  # bounded by a batch
+                await trio.lowlevel.wait_readable(self._worker.fd)
+            drawn = self._worker.take()
+        return [self._drawn(seq_id, draw, row) for (seq_id, draw), row in zip(wanted, drawn, strict=True)]
+
+    def _drawn(self, seq_id: int, draw: Draw, row: NativeDrawn) -> Drawn:
+        if row.error is not None:
+            return Drawn(seq_id, 0, None, str(row.error))
+        if draw.n_logprobs < 0:
+            return Drawn(seq_id, row.token, None)
+        return Drawn(seq_id, row.token, _entries(row.token, row.logprob, row.top, self._tokenizer))
+
+
+class ThreadDevice:
+    """Any devices, on a Python thread."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._limiter = trio.CapacityLimiter(1)
+
+    async def step(
+        self,
+        executable: Executable,
+        inputs: Mapping[str, Array],
+        parts: Sequence[Part],
+        meanwhile: Callable[[], None],
+    ) -> list[Drawn]:
+        """See `Device`."""
+        meanwhile()
+        work = partial(forward, executable, inputs, parts, self._tokenizer)
+        return await trio.to_thread.run_sync(work, limiter=self._limiter)
+
+
+def device_of(backends: Mapping[str, Backend], tokenizer: Tokenizer) -> Device:
+    """The device that runs what is bound to these backends."""
+    only = next(iter(backends.values())) if len(backends) == 1 else None
+    return NativeDevice(only, tokenizer) if isinstance(only, CpuBackend) else ThreadDevice(tokenizer)
+
+
+_native = lru_cache(maxsize=1024)(native_params)  # a request's parameters stay the same from token to token
+
+
 def forward(
     executable: Executable, inputs: Mapping[str, Array], parts: Sequence[Part], tokenizer: Tokenizer
 ) -> list[Drawn]:
@@ -80,18 +181,18 @@ def forward(
 def _draw(part: Part, logits: F32, tokenizer: Tokenizer) -> Drawn:
     draw = part.draw
     assert draw is not None
-    params, n_history = draw.params, len(draw.history)
-    n_seen = n_history if params.repeat_last_n < 0 else min(params.repeat_last_n, n_history)
-    history = np.array(draw.history[n_history - n_seen :], np.int32)
     try:
-        token = sample(logits, history, params, draw.position)
+        token = sample(logits, np.array(draw.seen, np.int32), draw.params, draw.position)
     except NanLogits as exc:
-        return Drawn(part.seq_id, 0, None, str(exc) or type(exc).__name__)
+        return Drawn(part.seq_id, 0, None, str(exc))
     if draw.n_logprobs < 0:
         return Drawn(part.seq_id, token, None)
     chosen, top = logprobs(logits, token, draw.n_logprobs)
-    entry = Logprob(_entry(token, chosen, tokenizer), tuple(_entry(t, p, tokenizer) for t, p in top))
-    return Drawn(part.seq_id, token, entry)
+    return Drawn(part.seq_id, token, _entries(token, chosen, top, tokenizer))
+
+
+def _entries(token: int, chosen: float, top: Sequence[tuple[int, float]], tokenizer: Tokenizer) -> Logprob:
+    return Logprob(_entry(token, chosen, tokenizer), tuple(_entry(t, p, tokenizer) for t, p in top))
 
 
 def _entry(token: int, logprob: float, tokenizer: Tokenizer) -> TokenLogprob:

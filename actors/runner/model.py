@@ -115,6 +115,11 @@ class Model:
         assert self._tokenizer is not None, "the model is not allocated"
         return self._tokenizer
 
+    @property
+    def backends(self) -> Mapping[str, Backend]:
+        """Of every device that this runner may use."""
+        return self._backends
+
     def sizes(self) -> Sizes:
         """Everything `memory_report` needs to know of the plans."""
         return Sizes(

@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
@@ -13,13 +14,22 @@ from actors.runner.forward import Draw, Drawn
 from actors.runner.output import Output
 from kernels.ops.sampling import SamplingParams
 
+Offer = Callable[["Chunk | Finished"], bool]
+"""Takes an item for the reader at once, or gives False: then the reader has to receive it."""
+
 MAX_UNSENT = 32  # chunks a reader may lag behind before its sequence is left out of batches
 MAX_PREDICT_CONTEXTS = 10  # an unlimited answer ends after this many context lengths, as Ollama's does
 
 
+def refuse(item: Chunk | Finished) -> bool:
+    """An Offer that takes nothing."""
+    del item
+    return False
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """Owned by the engine; a reader takes from `unsent`."""
+    """Owned by the engine; a reader gets what `offer` takes, and receives the rest."""
 
     seq_id: int
     request: Generate
@@ -29,13 +39,18 @@ class Sequence:
     n_dropped: int
     n_limit: int
     output: Output
+    offer: Offer
     slot: Slot | None = None
     n_cached: int = 0
     n_predicted: int = 0
     n_drawn: int = 0  # tokens ever drawn, also by runners before this one: the position of the next draw
-    is_done: bool = False
+    is_done: bool = False  # nothing more is computed; the last words may still have to be told
     error: RuntimeFault | None = None
+    drawn: list[Drawn] = field(default_factory=list[Drawn])  # tokens whose text is not made yet
+    reason: DoneReason | None = None
     unsent: deque[Chunk | Finished] = field(default_factory=deque["Chunk | Finished"])
+    is_in_hand: bool = False  # the reader has received an item that may still wait for room
+    is_over: bool = False  # the last item was offered and taken
     changed: trio.Event = field(default_factory=trio.Event)
     opened_s: float = field(default_factory=time.monotonic)
     started_s: float = 0.0
@@ -70,23 +85,43 @@ class Sequence:
         return Draw(self.params, self.history, self.n_prompt + self.n_drawn, self.request.n_logprobs)
 
     def take(self, drawn: Drawn, eog_ids: frozenset[int]) -> None:
-        """A token was drawn: append it, or end."""
-        now_s = time.monotonic()
-        self.first_s = self.first_s or now_s
+        """A token was drawn: append it, or end.  `tell` makes text of it."""
+        self.first_s = self.first_s or time.monotonic()
         self.n_predicted += 1
         self.n_drawn += 1
         if drawn.token in eog_ids:
-            self.end(DoneReason.EOS)
+            self._stop(DoneReason.EOS)
             return
         self.history.append(drawn.token)
-        self._send(self.output.push(drawn.token, drawn.logprob))
+        self.drawn.append(drawn)
+        if self.n_drawn >= self.n_limit:
+            self._stop(DoneReason.LIMIT)
+        elif self.request.stop:
+            self.tell()  # only the text says whether it goes on
+
+    def tell(self) -> None:
+        """Make text of the tokens taken and send it; a second call does nothing."""
+        for drawn in self.drawn:
+            self._send(self.output.push(drawn.token, drawn.logprob))
+        self.drawn.clear()
         if self.output.stop_string:
-            self.end(DoneReason.STOP_STRING)
-        elif self.n_drawn >= self.n_limit:
-            self.end(DoneReason.LIMIT)
+            self._stop(DoneReason.STOP_STRING)
+        if self.reason is not None:
+            reason, self.reason = self.reason, None
+            self._say_finished(reason)
 
     def end(self, reason: DoneReason) -> None:
-        """Send what is held and the counts; the last allowed token may complete a stop string meanwhile."""
+        """Nothing more is to be drawn: send what is held and the counts."""
+        self._stop(reason)
+        self.tell()
+
+    def _stop(self, reason: DoneReason) -> None:
+        if not self.is_done:
+            self.reason = reason
+        self.is_done = True
+
+    def _say_finished(self, reason: DoneReason) -> None:
+        """The last allowed token may complete a stop string while what is held is sent."""
         self._send(self.output.flush())
         if self.output.stop_string:
             reason = DoneReason.STOP_STRING
@@ -107,27 +142,40 @@ class Sequence:
                 context=tuple(self.history),
             )
         )
-        self.is_done = True
 
     def fail(self, error: RuntimeFault) -> None:
         """End with an error that concerns this sequence alone."""
+        self.tell()
         self.error = error
         self.is_done = True
-        self._tell()
+        self._wake_reader()
 
     async def receive(self) -> Chunk | Finished:
-        """The next item; raises the sequence's error once everything before it was taken."""
+        """The next item; raises the sequence's error once everything before it was taken.
+
+        trio.EndOfChannel when the last item was taken by `offer`.
+        """
+        self.is_in_hand = False
         while not self.unsent:
             if self.error is not None:
                 raise self.error
+            if self.is_over:
+                raise trio.EndOfChannel
             await self.changed.wait()
+        self.is_in_hand = True
         return self.unsent.popleft()
 
     def _send(self, item: Chunk | Finished | None) -> None:
-        if item is not None:
+        if item is None:
+            return
+        # what the reader has not passed on yet comes first
+        if self.unsent or self.is_in_hand or not self.offer(item):
             self.unsent.append(item)
-            self._tell()
+            self._wake_reader()
+        elif isinstance(item, Finished):
+            self.is_over = True
+            self._wake_reader()
 
-    def _tell(self) -> None:
+    def _wake_reader(self) -> None:
         self.changed.set()
         self.changed = trio.Event()

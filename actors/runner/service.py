@@ -179,9 +179,12 @@ class Runner:
             raise RequestError(
                 f"this runner is {self._phase.value}", where="generate", mend="load a model first"
             )
-        async with engine.open(request) as sequence:
+        async with engine.open(request, replies.offer) as sequence:
             while True:
-                item = await sequence.receive()
+                try:
+                    item = await sequence.receive()
+                except trio.EndOfChannel:
+                    return
                 engine.resume()
                 await replies.send(item)
                 if isinstance(item, Finished):

@@ -67,6 +67,11 @@ class CpuBackend:
         return self._pool.n_threads
 
     @property
+    def pool(self) -> _cpu.Pool:
+        """The threads, for a worker."""
+        return self._pool
+
+    @property
     def alignment(self) -> int:
         """Byte alignment of tensors in an arena."""
         return ALIGNMENT
@@ -144,7 +149,16 @@ class CpuSegment:
         KeyError names a symbol without value; ValueError a value over its bound, or an index input with an
         entry out of range: then nothing has been written.
         """
-        self._segment.run([self._checked(name, values) for name in self._symbols])
+        self._segment.run(self.values(values))
+
+    @property
+    def native(self) -> _cpu.Segment:
+        """For a worker."""
+        return self._segment
+
+    def values(self, values: Bounds) -> list[int]:
+        """The symbols' values in the native order; errors as `run`'s."""
+        return [self._checked(name, values) for name in self._symbols]
 
     def _checked(self, name: str, values: Mapping[str, int]) -> int:
         value, bound = values[name], self._binding.bounds[name]

@@ -18,6 +18,7 @@
 #include "sampler.hpp"
 #include "segment.hpp"
 #include "steps.hpp"
+#include "worker_module.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -304,4 +305,5 @@ NB_MODULE(_cpu, m) {
     m.def("sample", &sample_token, "logits"_a, "history"_a, "mask"_a.none(), "params"_a);
     m.def("logprobs", &token_logprobs, "logits"_a, "token"_a, "top_k"_a);
     m.def("philox", &philox, "counter"_a, "key"_a);
+    bind_worker(m);
 }

@@ -29,6 +29,9 @@ std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::array<uint3
 int64_t sample(const float* logits, int64_t n_vocab, const int32_t* history, int64_t n_history, const uint8_t* mask,
                const SamplingParams& params);
 
+// Whether the history matters at all.
+bool has_penalties(const SamplingParams& params);
+
 struct Logprobs {
     bool is_finite;
     double chosen;

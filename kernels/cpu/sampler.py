@@ -19,7 +19,16 @@ def sample(logits: F32, history: I32, params: SamplingParams, position: int, mas
     _expect_row(logits)
     if mask is not None and mask.shape != logits.shape:
         raise ValueError(f"mask has shape {mask.shape}, logits {logits.shape}")
-    native = _cpu.SamplingParams(
+    native = native_params(params, position & SEED_MASK)
+    token = _cpu.sample(logits, history, mask, native)
+    if token < 0:
+        raise fault_of(token, logits.size)
+    return token
+
+
+def native_params(params: SamplingParams, position: int = 0) -> _cpu.SamplingParams:
+    """The parameters as the native side has them; position below 2^64."""
+    return _cpu.SamplingParams(
         temperature=params.temperature,
         top_k=params.top_k,
         top_p=params.top_p,
@@ -30,16 +39,17 @@ def sample(logits: F32, history: I32, params: SamplingParams, position: int, mas
         presence_penalty=params.presence_penalty,
         frequency_penalty=params.frequency_penalty,
         seed=params.seed & SEED_MASK,
-        position=position & SEED_MASK,
+        position=position,
     )
-    token = _cpu.sample(logits, history, mask, native)
-    if token == _cpu.NOT_FINITE:
-        raise NanLogits
-    if token == _cpu.ALL_MASKED:
-        raise SamplingError("the mask forbids every token that the model gives a finite logit")
-    if token == _cpu.BAD_HISTORY:
-        raise SamplingError(f"history holds token ids outside 0..{logits.size - 1}")
-    return token
+
+
+def fault_of(code: int, n_vocab: int) -> SamplingError:
+    """What a code that the native sampler gives instead of a token means."""
+    if code == _cpu.ALL_MASKED:
+        return SamplingError("the mask forbids every token that the model gives a finite logit")
+    if code == _cpu.BAD_HISTORY:
+        return SamplingError(f"history holds token ids outside 0..{n_vocab - 1}")
+    return NanLogits()
 
 
 def logprobs(logits: F32, token: int, top_k: int) -> tuple[float, list[tuple[int, float]]]:

@@ -1,7 +1,7 @@
 """The shape every op shares: what it reads, what it writes, in which layer it belongs."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -25,15 +25,17 @@ class Op:
     @property
     def reads(self) -> tuple[Tensor, ...]:
         """Tensors this op reads, in field order; optional ones that are absent are left out."""
-        return tuple(t for name, t in self._tensors() if name != "out")
+        values = (getattr(self, name) for name in _read_names(type(self)))
+        return tuple(value for value in values if isinstance(value, Tensor))
 
     @property
     def writes(self) -> tuple[Tensor, ...]:
         """Tensors this op writes."""
-        return tuple(t for name, t in self._tensors() if name == "out")
+        out = getattr(self, "out", None)
+        return (out,) if isinstance(out, Tensor) else ()
 
-    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                yield field.name, value
+
+@cache
+def _read_names(kind: type[Op]) -> tuple[str, ...]:
+    """Fields that may hold a tensor to be read; a plan asks for those of a thousand ops many times."""
+    return tuple(field.name for field in fields(kind) if field.name not in ("layer", "out"))

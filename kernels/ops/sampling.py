@@ -64,6 +64,11 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     seed: int = 0
 
+    @property
+    def has_penalties(self) -> bool:
+        """Whether the tokens before matter at all."""
+        return self.repeat_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
     def __post_init__(self) -> None:
         """Refuse what would make the arithmetic meaningless."""
         for name in ("temperature", "top_p", "min_p", "typical_p", "presence_penalty", "frequency_penalty"):

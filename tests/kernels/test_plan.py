@@ -14,7 +14,7 @@ from kernels.ops.rope import Rotation
 from kernels.plan import Placement, Plan, plan
 from kernels.program import Program, ProgramBuilder, ShapeError
 from kernels.reference import ReferenceBackend
-from kernels.tensor import N_OUTPUTS, N_TOKENS, Role, Sym, shape_of
+from kernels.tensor import N_OUTPUTS, N_TOKENS, Role, Sym, Tensor, shape_of
 
 BOUNDS = {"n_tokens": 7, "n_outputs": 2, "n_seqs": 1, "n_pages": 2}
 N_EMBD, N_VOCAB, PAGE = 8, 12, 4
@@ -91,8 +91,9 @@ def test_a_value_is_copied_once_to_each_device_that_reads_it() -> None:
     assert len(set(copied)) == len(copied)
 
 
-def assert_no_overlap(made: Plan) -> None:
-    alive: dict[object, tuple[int, int]] = {}
+def lives(made: Plan) -> dict[Tensor, tuple[int, int]]:
+    """First and last step at which each value's bytes are taken; inputs are there before the first."""
+    alive: dict[Tensor, tuple[int, int]] = {}
     for index, step in enumerate(made.steps):
         for tensor in (*step.op.reads, *step.op.writes):
             if tensor in made.offsets:
@@ -100,6 +101,11 @@ def assert_no_overlap(made: Plan) -> None:
                 alive[tensor] = (first, index)
     for tensor in made.program.outputs.values():
         alive[tensor] = (alive[tensor][0], len(made.steps))
+    return alive
+
+
+def assert_no_overlap(made: Plan) -> None:
+    alive = lives(made)
     for a, b in itertools.combinations(made.offsets, 2):
         if made.homes[a] == made.homes[b] and alive[a][0] <= alive[b][1] and alive[b][0] <= alive[a][1]:
             start_a, start_b = made.offsets[a], made.offsets[b]
@@ -114,6 +120,26 @@ def test_values_that_live_together_share_no_byte_and_stay_inside_the_arena() -> 
     for tensor, offset in made.offsets.items():
         assert offset % 64 == 0
         assert offset + tensor.n_bytes(BOUNDS) <= made.arena_bytes[made.homes[tensor]]
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.sampled_from("ab"), min_size=4, max_size=4))
+def test_each_value_lies_where_the_greedy_rule_puts_it(devices: list[str]) -> None:
+    backends = {name: ReferenceBackend(name) for name in "ab"}
+    made = plan(tiny_program(3), Placement(tuple(devices), "a"), backends, BOUNDS)
+    alive, settled = lives(made), list[Tensor]()
+    for tensor in sorted(made.offsets, key=lambda t: -t.n_bytes(BOUNDS)):  # stable, as the plan's own order
+        first, last = alive[tensor]
+        rivals = [
+            (made.offsets[t], made.offsets[t] + t.n_bytes(BOUNDS))
+            for t in settled
+            if made.homes[t] == made.homes[tensor] and alive[t][0] <= last and first <= alive[t][1]
+        ]
+        places = sorted({0, *(-(-end // 64) * 64 for _, end in rivals)})
+        n_bytes = tensor.n_bytes(BOUNDS)
+        free = (at for at in places if all(at + n_bytes <= start or end <= at for start, end in rivals))
+        assert made.offsets[tensor] == next(free)
+        settled.append(tensor)
 
 
 def test_more_layers_need_no_more_compute_buffer() -> None:

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Library
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel, Sequence
 
 from actors.errors import ModelError, Unsupported
 from actors.runner.tokenizer import Tokenizer
@@ -55,6 +58,38 @@ SMALL = build(byte_level())
 
 def test_merges_are_made_in_the_words_that_the_rules_cut() -> None:
     assert list(map(SMALL.token_text, SMALL.encode("hell hello"))) == ["hell", "Ġhell", "o"]
+
+
+@st.composite
+def merge_lists(draw: st.DrawFn) -> list[tuple[str, str]]:
+    """Merges in any order over a few letters, each of parts that a merge before it or a byte made."""
+    texts = ["a", "b", "Ġ", "Ã", "©"]
+    merges: list[tuple[str, str]] = []
+    for _ in range(draw(st.integers(0, 12))):
+        left, right = draw(st.sampled_from(texts)), draw(st.sampled_from(texts))
+        if (left, right) not in merges:
+            merges.append((left, right))
+            texts.append(left + right)
+    return draw(st.permutations(merges))
+
+
+@given(merges=merge_lists(), text=st.text("ab é", max_size=30), pre=st.sampled_from(["gpt-2", "llama-bpe"]))
+@settings(deadline=None)
+def test_merging_gives_what_the_tokenizers_library_gives(
+    merges: list[tuple[str, str]], text: str, pre: str
+) -> None:
+    tokens = [*BYTE_LETTERS, *dict.fromkeys(left + right for left, right in merges)]
+    written = [f"{left} {right}" for left, right in merges]
+    ours = build(meta_of(model="gpt2", pre=pre, tokens=tokens, merges=written, add_bos_token=False))
+    ids = {token: token_id for token_id, token in enumerate(tokens)}
+    judge = Library(BPE(ids, merges, ignore_merges=rules_named(pre).ignore_merges))
+    judge.pre_tokenizer = Sequence([build_pre_tokenizer(rules_named(pre)), ByteLevel(False, use_regex=False)])
+    assert ours.encode(text) == judge.encode(text).ids
+
+
+@given(n_words=st.integers(1, 200))
+def test_a_long_word_is_merged_like_a_short_one(n_words: int) -> None:
+    assert SMALL.encode("hell" * n_words) == [258] * n_words
 
 
 @given(st.text())
@@ -225,9 +260,7 @@ def test_an_empty_mark_marks_nothing() -> None:
 
 
 def words(name: str, text: str) -> list[str]:
-    letters = {letter: byte for byte, letter in enumerate(BYTE_LETTERS)}
-    pieces = build_pre_tokenizer(rules_named(name)).pre_tokenize_str(text)
-    return [bytes(letters[char] for char in piece).decode() for piece, _ in pieces]
+    return [piece for piece, _ in build_pre_tokenizer(rules_named(name)).pre_tokenize_str(text)]
 
 
 @pytest.mark.parametrize("name", sorted(RULES))

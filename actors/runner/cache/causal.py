@@ -22,7 +22,7 @@ PAGE_SIZE = 32  # cells; a conversation's next turn recomputes at most one page 
 class Slot:
     """A sequence's place in the cache."""
 
-    pages: list[int] = field(default_factory=list[int])
+    pages: "array[int]" = field(default_factory=lambda: array("i"))  # becomes a row of a batch's tables
     n_cells: int = 0  # cells whose keys and values are computed
     digests: list[bytes] = field(default_factory=list[bytes])  # of each full page, in order
     tail: list[int] = field(default_factory=list[int])  # tokens of the page that is not full yet
@@ -111,7 +111,7 @@ class CausalCache:
                     self._idle[page] = None
                 else:
                     self._free.append(page)
-        slot.pages, slot.digests, slot.tail, slot.n_cells = [], [], [], 0
+        slot.pages, slot.digests, slot.tail, slot.n_cells = array("i"), [], [], 0
 
     def _hold(self, page: int) -> None:
         self._idle.pop(page, None)

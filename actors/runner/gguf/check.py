@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from actors.errors import Unsupported
+from actors.runner import _native
 from actors.runner.gguf.reader import GGUFFile
 from actors.runner.gguf.strings import StringArray
 
@@ -160,14 +161,11 @@ def _special_ids(file: GGUFFile) -> Iterator[tuple[str, int]]:
 
 def _check_merges(file: GGUFFile, tokens: StringArray, merges: StringArray) -> None:
     """A merge is two known tokens with a space between, and what they join to is known."""
-    known = set(tokens.tolist_bytes())
-    for index, merge in enumerate(merges.tolist_bytes()):
-        space = merge.find(b" ", 1)  # from 1: a token may begin with a space
-        left, right = merge[:space], merge[space + 1 :]
-        if space < 0 or not (left in known and right in known and left + right in known):
-            text = merge.decode("utf-8", "replace")
-            what = f"merge {index} of 'tokenizer.ggml.merges' is {text[:80]!r}"
-            file.fail(f"{what}, expected two tokens of the vocabulary that join to a third")
+    index = _native.first_bad_merge(_native.Index(tokens.data, tokens.starts), merges.data, merges.starts)
+    if index >= 0:
+        text = merges.item_bytes(index).decode("utf-8", "replace")
+        what = f"merge {index} of 'tokenizer.ggml.merges' is {text[:80]!r}"
+        file.fail(f"{what}, expected two tokens of the vocabulary that join to a third")
 
 
 def _check_templates(file: GGUFFile) -> None:

@@ -8,6 +8,7 @@ file with exactly that shape; `Weights.finish` refuses a file with tensors that 
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, get_type_hints
 
 from actors.errors import ModelError
@@ -121,7 +122,16 @@ class Module:
     def __init__(self, weights: Weights, prefix: str = "") -> None:
         self.builder = weights.builder
         self.hparams = weights.hparams
-        for name, kind in get_type_hints(type(self)).items():
-            declared = getattr(type(self), name, None)
-            if isinstance(declared, Declared):
-                setattr(self, name, kind(weights, prefix, declared))
+        for name, kind, declared in _declared_fields(type(self)):
+            setattr(self, name, kind(weights, prefix, declared))
+
+
+@cache
+def _declared_fields(module: type[Module]) -> tuple[tuple[str, type[Layer], Declared], ...]:
+    """Name, class and declaration of each field; a model makes a module of every class for each layer."""
+    hints = get_type_hints(module)
+    return tuple(
+        (name, kind, declared)
+        for name, kind in hints.items()
+        if isinstance(declared := getattr(module, name, None), Declared)
+    )

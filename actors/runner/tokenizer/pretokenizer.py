@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from tokenizers import Regex
-from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer, Sequence, Split
+from tokenizers.pre_tokenizers import PreTokenizer, Sequence, Split
 
 from actors.errors import Unsupported
 
@@ -131,6 +131,5 @@ def rules_named(name: str) -> Rules:
 
 
 def build_pre_tokenizer(rules: Rules) -> PreTokenizer:
-    """The rules for the engine, and after them the mapping of bytes to letters."""
-    splits: list[PreTokenizer] = [Split(Regex(pattern), "isolated") for pattern in rules.patterns]
-    return Sequence([*splits, ByteLevel(add_prefix_space=False, use_regex=False)])
+    """The rules for the engine; it cuts the text, and every character is in one of the words."""
+    return Sequence([Split(Regex(pattern), "isolated") for pattern in rules.patterns])

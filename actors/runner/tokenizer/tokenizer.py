@@ -4,9 +4,7 @@ import functools
 from collections.abc import Iterable, Mapping
 from typing import Self
 
-from tokenizers import Tokenizer as Engine
-
-from actors.runner.tokenizer.engine import build_engine
+from actors.runner.tokenizer.engine import Engine, build_engine
 from actors.runner.tokenizer.marks import Marks
 from actors.runner.tokenizer.pieces import all_pieces, piece_of
 from actors.runner.tokenizer.pretokenizer import Rules, rules_named
@@ -39,6 +37,7 @@ class Tokenizer:
         self.eos_id: int | None = vocabulary.eos_id
         self.eog_ids: frozenset[int] = vocabulary.eog_ids
         self._prefix_ids, self._suffix_ids = self._ends(rules)
+        self._known_pieces: dict[int, bytes] = {}  # asked for before; a text uses few of all tokens
 
     @classmethod
     def from_metadata(cls, meta: Mapping[str, object]) -> Self:
@@ -102,7 +101,12 @@ class Tokenizer:
 
         IndexError for an id that is not in the vocabulary.
         """
-        return b"" if not special and token_id in self._control_ids else piece_of(self._vocabulary, token_id)
+        if not special and token_id in self._control_ids:
+            return b""
+        piece = self._known_pieces.get(token_id)
+        if piece is None:
+            piece = self._known_pieces[token_id] = piece_of(self._vocabulary, token_id)
+        return piece
 
     @functools.cached_property
     def pieces(self) -> tuple[bytes, ...]:
@@ -123,8 +127,7 @@ class Tokenizer:
         return self._vocabulary.tokens[token_id]
 
     def _encode_plain(self, text: str) -> list[int]:
-        # a batch of one: only `encode_batch` lets other threads run meanwhile, and a long text takes seconds
-        return self._engine.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        return self._engine.encode(text)
 
     def _ends(self, rules: Rules | None) -> tuple[list[int], list[int]]:
         """What add_special puts before and after a text: the file's word, else the family's habit."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.errors import ModelError
+from actors.runner.gguf.strings import StringArray
 
 KEY = "tokenizer.ggml."
 WHERE = "runner.tokenizer"
@@ -51,10 +52,10 @@ class Vocabulary:
     model: str  # "gpt2", "llama", "bert"
     pre: str  # name of the pre-tokenizer, "default" when the file has none
     name: str  # general.name, lower case: some models' rules hang on it
-    tokens: list[str]  # [n_vocab]; bytes that are no UTF-8 as surrogates, see StringArray
+    tokens: StringArray  # [n_vocab]
     types: NDArray[np.uint8]  # [n_vocab] TokenType
     scores: NDArray[np.float32] | None  # [n_vocab]
-    merges: list[str] | None  # "left right", best first
+    merges: StringArray | None  # "left right", best first
     bos_id: int | None
     eos_id: int | None
     unk_id: int | None
@@ -143,17 +144,17 @@ def _token_id(meta: Mapping[str, object], name: str, n_vocab: int, default: int 
     return value
 
 
-def _strings(meta: Mapping[str, object], key: str) -> list[str] | None:
+def _strings(meta: Mapping[str, object], key: str) -> StringArray | None:
     value = meta.get(key)
-    if value is None:
-        return None
+    if value is None or isinstance(value, StringArray):
+        return value
     tolist = getattr(value, "tolist", None)
     if tolist is None and not (isinstance(value, Sequence) and not isinstance(value, str | bytes)):
         raise ModelError(f"{key} is {type(value).__name__}, expected an array of strings", where=WHERE)
     items = cast("list[object]", tolist() if tolist is not None else list(cast("Sequence[object]", value)))
     if set(map(type, items)) - {str}:
         raise ModelError(f"{key} is an array of something else, expected an array of strings", where=WHERE)
-    return cast("list[str]", items)
+    return StringArray.of(cast("list[str]", items))
 
 
 def _numbers(meta: Mapping[str, object], key: str, n_vocab: int, kinds: str) -> NDArray[np.generic] | None:
@@ -180,7 +181,7 @@ def _scores(meta: Mapping[str, object], n_vocab: int) -> NDArray[np.float32] | N
 
 
 def _types(
-    meta: Mapping[str, object], tokens: list[str], special_ids: list[int], *, has_bytes: bool
+    meta: Mapping[str, object], tokens: StringArray, special_ids: list[int], *, has_bytes: bool
 ) -> NDArray[np.uint8]:
     types = _numbers(meta, KEY + "token_type", len(tokens), "iu")
     if types is not None:
@@ -194,7 +195,7 @@ def _types(
     return plain
 
 
-def _eog_ids(tokens: list[str], types: NDArray[np.uint8], named: list[int]) -> frozenset[int]:
+def _eog_ids(tokens: StringArray, types: NDArray[np.uint8], named: list[int]) -> frozenset[int]:
     """End of generation: what the file names, and control tokens with a well-known text."""
     marked = np.flatnonzero(np.isin(types, (TokenType.CONTROL, TokenType.USER_DEFINED))).tolist()
     ids = {tokens[i]: i for i in marked if types[i] == TokenType.CONTROL or tokens[i] != _HTML_LIKE}

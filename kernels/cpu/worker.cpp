@@ -1,0 +1,119 @@
+#include "worker.hpp"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <stdexcept>
+#include <system_error>
+
+#if defined(__linux__)
+#include <pthread.h>
+#endif
+
+namespace cpu {
+namespace {
+
+struct Sampling {
+    const Job& job;
+    std::vector<Drawn>& drawn;
+    int n_threads;
+};
+
+void sample_rows(const void* context, int thread) {
+    const Sampling& sampling = *static_cast<const Sampling*>(context);
+    const Job& job = sampling.job;
+    const Share share(static_cast<int64_t>(job.draws.size()), 1, thread, sampling.n_threads);
+    for (int64_t row = share.begin; row < share.end; row++) {
+        const Draw& draw = job.draws[static_cast<size_t>(row)];
+        Drawn& drawn = sampling.drawn[static_cast<size_t>(row)];
+        const float* logits = job.logits + row * job.n_vocab;
+        drawn.token = sample(logits, job.n_vocab, draw.history.data(), static_cast<int64_t>(draw.history.size()),
+                             nullptr, draw.params);
+        if (drawn.token >= 0 && draw.n_logprobs >= 0)
+            drawn.logprobs = logprobs(logits, job.n_vocab, drawn.token, draw.n_logprobs);
+    }
+}
+
+}  // namespace
+
+Worker::Worker(std::shared_ptr<Pool> pool) : pool_(std::move(pool)) {
+    if (pipe(ends_.data()) != 0) throw std::system_error(errno, std::generic_category(), "pipe");
+    for (const int end : ends_) {
+        fcntl(end, F_SETFD, FD_CLOEXEC);
+        fcntl(end, F_SETFL, O_NONBLOCK);
+    }
+    thread_ = std::thread(&Worker::work, this);
+}
+
+Worker::~Worker() {
+    {
+        const std::lock_guard<std::mutex> guard(mutex_);
+        is_stopping_ = true;
+    }
+    changed_.notify_one();
+    thread_.join();
+    for (const int end : ends_) close(end);
+}
+
+void Worker::start(Job job) {
+    {
+        const std::lock_guard<std::mutex> guard(mutex_);
+        if (has_job_ || is_done_) throw std::logic_error("a job is under way");
+        job_ = std::move(job);
+        has_job_ = true;
+    }
+    changed_.notify_one();
+}
+
+std::vector<Drawn> Worker::take() {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    if (!is_done_) throw std::logic_error("no job is done");
+    char byte;
+    if (read(ends_[0], &byte, 1) != 1) throw std::system_error(errno, std::generic_category(), "read of a pipe");
+    is_done_ = false;
+    job_ = {};
+    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+    return std::move(drawn_);
+}
+
+void Worker::work() {
+#if defined(__linux__)
+    pthread_setname_np(pthread_self(), "device");
+#endif
+    for (;;) {
+        {
+            std::unique_lock<std::mutex> lock(mutex_);
+            changed_.wait(lock, [this] { return has_job_ || is_stopping_; });
+            if (!has_job_) return;
+        }
+        execute();
+        const std::lock_guard<std::mutex> guard(mutex_);
+        has_job_ = false;
+        is_done_ = true;
+        const char byte = 0;
+        // the pipe holds one byte at most, so there is room
+        if (write(ends_[1], &byte, 1) != 1) std::terminate();
+    }
+}
+
+void Worker::execute() {
+    try {
+        const auto began = std::chrono::steady_clock::now();
+        for (const auto& [segment, values] : job_.segments) segment->run(values);
+        const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
+        compute_s_.store(compute_s() + took.count(), std::memory_order_relaxed);
+        drawn_.assign(job_.draws.size(), Drawn{});
+        const Sampling sampling{job_, drawn_, pool_->n_threads()};
+        if (job_.draws.size() > 1) {
+            pool_->run(sample_rows, &sampling);
+        } else {
+            sample_rows(&sampling, pool_->n_threads() - 1);  // whose share a single row is
+        }
+    } catch (...) {
+        error_ = std::current_exception();
+    }
+}
+
+}  // namespace cpu

@@ -1,0 +1,99 @@
+""
+    "A thread of the CPU's own that runs an executable and samples its logits, outside the interpreter.
+
+    The contract of what is drawn is `kernels /
+    ops / sampling.py`;
+`fd` becomes readable when a step is done.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.cpu import _cpu
+from kernels.cpu.backend import CpuBackend, CpuSegment
+from kernels.cpu.sampler import fault_of
+from kernels.executable import Executable
+from kernels.ops.op import Array
+from kernels.ops.sampling import SEED_MASK, NanLogits, SamplingError
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How to sample from one row; `history` is what penalties look at, oldest first.
+
+    position counts the tokens before the one that is drawn; n_logprobs -1: none are wanted.
+    """
+
+    params: _cpu.SamplingParams
+    position: int
+    history: Sequence[int]
+    n_logprobs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A token, its log-probability and the likeliest tokens' where wanted; or why there is none."""
+
+    token: int
+    logprob: float
+    top: Sequence[tuple[int, float]]
+    error: SamplingError | None = None
+
+
+class CpuWorker:
+    """One step at a time: `start`, wait until `fd` is readable, `take`."""
+
+    def __init__(self, backend: CpuBackend) -> None:
+        self._worker = _cpu.Worker(backend.pool)
+        self._executable: Executable | None = None  # kept while its memory is in use
+        self._n_vocab = 0
+        self._draws: Sequence[Draw] = ()
+
+    @property
+    def fd(self) -> int:
+        """Readable once the step that was started is done."""
+        return self._worker.fd
+
+    @property
+    def compute_s(self) -> float:
+        """Seconds spent computing so far, without sampling and everything round it."""
+        return self._worker.compute_s
+
+    def start(self, executable: Executable, inputs: Mapping[str, Array], draws: Sequence[Draw]) -> None:
+        """Run, then sample a token for each row of the output "logits".
+
+        ValueError as `Executable.run` raises it, for a segment of another device, another number of rows.
+        """
+        values = executable.load(inputs)
+        segments: list[tuple[_cpu.Segment, list[int]]] = []
+        for segment in executable.segments:
+            if not isinstance(segment, CpuSegment):
+                raise ValueError(f"{type(segment).__name__} does not run on the CPU's worker")
+            segments.append((segment.native, segment.values(values)))
+        logits = executable.output("logits", values)
+        assert logits.dtype == np.float32, "logits are computed in f32"
+        rows = [(d.params, d.position & SEED_MASK, d.history, d.n_logprobs) for d in draws]
+        self._worker.start(segments, logits.view(np.float32), rows)
+        self._executable, self._draws, self._n_vocab = executable, draws, logits.shape[-1]
+
+    def take(self) -> list[Drawn]:
+        """What was drawn, row by row; what the step raised otherwise, as `CpuSegment.run` does."""
+        draws, self._draws, self._executable = self._draws, (), None
+        taken = zip(self._worker.take(), draws, strict=True)
+        return [self._drawn(*drawn, wants_logprobs=draw.n_logprobs >= 0) for drawn, draw in taken]
+
+    def _drawn(
+        self,
+        token: int,
+        is_finite: bool,
+        logprob: float,
+        top: Sequence[tuple[int, float]],
+        *,
+        wants_logprobs: bool,
+    ) -> Drawn:
+        if token < 0:
+            return Drawn(0, 0.0, (), fault_of(token, self._n_vocab))
+        error = NanLogits() if wants_logprobs and not is_finite else None
+        return Drawn(token, logprob, top, error)
