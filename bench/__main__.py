@@ -3,13 +3,14 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
 from actors.errors import RuntimeFault
 from bench.limits import LimitProbe
 from bench.machine import describe
-from bench.markdown import markdown
+from bench.markdown import markdown, with_numbers
 from bench.options import FILE_NAME, Options, parse
 from bench.ours import Ours
 from bench.peers import find_peer
@@ -23,15 +24,32 @@ def main(arguments: Sequence[str]) -> int:
     """Process entry; the exit code."""
     options = parse(arguments)
     try:
-        if options.markdown:
-            report = msgspec.json.decode((options.out / FILE_NAME).read_bytes(), type=Report)
-            sys.stdout.write(markdown(report))
+        if options.into is not None:
+            put_into(options.into, read_report(options.out))
+        elif options.markdown:
+            sys.stdout.write(markdown(read_report(options.out)))
         else:
             measure(options)
     except (BenchError, RuntimeFault, OSError, argparse.ArgumentError) as exc:
         sys.stderr.write(f"bench: {exc}\n")
         return 1
     return 0
+
+
+def read_report(folder: Path) -> Report:
+    """What a run left there.  BenchError when it was another version's."""
+    path = folder / FILE_NAME
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Report)
+    except msgspec.DecodeError as exc:
+        raise BenchError(f"{path} is no report of this version ({exc}); measure again") from exc
+
+
+def put_into(page: Path, report: Report) -> None:
+    """Replace the numbers of a page, and draw the pictures beside it."""
+    page.write_text(with_numbers(page.read_text(), markdown(report)))
+    for path in draw_rooflines(report, page.parent):
+        print(path)
 
 
 def measure(options: Options) -> None:

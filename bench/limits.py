@@ -29,6 +29,15 @@ class Limits:
         return min(peak, intensity * self.read_bytes_per_s)
 
 
+def between(before: Limits, after: Limits) -> Limits:
+    """What the machine could do meanwhile: the means of both ends."""
+    return Limits(
+        (before.read_bytes_per_s + after.read_bytes_per_s) / 2,
+        (before.int8_ops_per_s + after.int8_ops_per_s) / 2,
+        (before.f32_ops_per_s + after.f32_ops_per_s) / 2,
+    )
+
+
 class LimitProbe:
     """Measures the limits again and again.  pass_s: about how long one pass of arithmetic takes."""
 

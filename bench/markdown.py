@@ -3,13 +3,24 @@
 from collections.abc import Iterator, Sequence
 
 from bench.results import OURS, Report, Row, Spread
+from bench.vocabulary import BenchError
 
+BEGIN, END = "<!-- numbers of a run -->", "<!-- end of numbers -->"
 UNITS = {"bytes": (1e6, "MB"), "s": (1e-3, "ms"), "1": (0.01, "%")}  # divisor, and the name a reader knows
 
 
 def markdown(report: Report) -> str:
     """Limits, then a table for each shape and metric, then what was left out."""
     return "\n".join([*_head(report), *_tables(report), *_omissions(report)]) + "\n"
+
+
+def with_numbers(page: str, tables: str) -> str:
+    """The page with other tables between its two marks.  BenchError when it lacks them."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise BenchError(f"the page has no lines {BEGIN} and {END} to put numbers between")
+    return f"{before}{BEGIN}\n{tables}{END}{after}"
 
 
 def _head(report: Report) -> Iterator[str]:

@@ -30,6 +30,8 @@ class Options(argparse.Namespace):
     detail: list[str]
     only: list[Kind]
     rounds: int
+    depths: list[int]
+    seqs: list[int]
     threads: int
     isa: str
     vocab: list[Path]
@@ -37,12 +39,18 @@ class Options(argparse.Namespace):
     models: Path
     out: Path
     markdown: bool
+    into: Path | None
 
     @property
     def sizes(self) -> Sizes:
         """How much is measured."""
         sizes = QUICK if self.quick else FULL
-        return dataclasses.replace(sizes, n_rounds=self.rounds) if self.rounds else sizes
+        return dataclasses.replace(
+            sizes,
+            n_rounds=self.rounds or sizes.n_rounds,
+            depths=tuple(self.depths or sizes.depths),
+            n_seqs=tuple(self.seqs or sizes.n_seqs),
+        )
 
     @property
     def buffer_bytes(self) -> int:
@@ -87,6 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--only", type=_choice(kinds), default=list(Kind), help=f"of {', '.join(kinds)}; default all")
     add("--rounds", type=_count, default=0, help=f"default {FULL.n_rounds}")
+    add("--depths", type=_numbers, default=[], help="filled cells when decoding; default 0,4096,16384")
+    add("--seqs", type=_numbers, default=[], help="sequences in one batch; default 4,8,16,32")
     add("--threads", type=_count, default=len(os.sched_getaffinity(0)), help="default: processors allowed")
     add("--isa", choices=isas, default=isas[0], help=f"instruction set; default {isas[0]}")
     add(
@@ -107,6 +117,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--models", type=Path, default=Path("build/bench"), help="where generated files are kept")
     add("--out", type=Path, default=Path("build/bench/out"), help="where the results go")
     add("--markdown", action="store_true", help="print the tables of the results in --out and end")
+    add(
+        "--into",
+        type=Path,
+        metavar="PAGE",
+        help="put the tables and pictures of --out into this page and end",
+    )
     return made
 
 
@@ -121,6 +137,13 @@ def _choice(known: Mapping[str, T]) -> Callable[[str], list[T]]:
         return [known[name] for name in names]
 
     return values
+
+
+def _numbers(text: str) -> list[int]:
+    """Numbers between commas."""
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text} is no list of numbers between commas")
+    return [int(part) for part in text.split(",")]
 
 
 def _count(text: str) -> int:

@@ -96,9 +96,9 @@ def reduce_case(
     file: ModelFile,
     metric: Metric,
     samples: Mapping[str, Mapping[int, float]],
-    limits: Mapping[int, Limits],
+    limits: Mapping[str, Mapping[int, Limits]],
 ) -> Row:
-    """samples: by contender and round; limits: of each round."""
+    """samples and the limits beside them: by contender and round."""
     work = case.work(file) if metric.unit == "tok/s" else None
     attained: dict[str, Spread] = {}
     of_limit: dict[str, Spread] = {}
@@ -109,7 +109,7 @@ def reduce_case(
             attained[name] = spread([value * ops_each for value in values.values()])
             of_limit[name] = spread(
                 [
-                    value * ops_each / limits[i].attainable_ops_per_s(work.intensity, is_int8)
+                    value * ops_each / limits[name][i].attainable_ops_per_s(work.intensity, is_int8)
                     for i, value in values.items()
                 ]
             )

@@ -18,6 +18,8 @@ LEFT, RIGHT, TOP, BOTTOM = 110, 330, 70, 90  # margins; the legend stands at the
 INK, GRID, ROOF = "#222222", "#dddddd", "#444444"
 COLOURS = ("#c8322b", "#2b6cc8", "#2b9a4b", "#8a4bc8", "#c88a2b")
 RADIUS = 6
+LEGEND_LINE = 17
+NUMBER_WIDTH, NUMBER_HEIGHT = 18, 12
 GIGA = 1e9
 DECADE = 10.0
 
@@ -64,6 +66,7 @@ class _Picture:
         self._bandwidth = limits.read_bytes_per_s.median
         self._peaks = {"int8 peak": limits.int8_ops_per_s.median, "f32 peak": limits.f32_ops_per_s.median}
         self._axes = self._bounds()
+        self._taken: list[tuple[float, float]] = []  # where numbers stand already
 
     def draw(self, shape: str) -> Image.Image:
         self._grid()
@@ -96,7 +99,7 @@ class _Picture:
             self._draw.text((left - 8, bottom), f"{DECADE**y / GIGA:g}", INK, self._font, anchor="rm")
         middle = (LEFT + WIDTH - RIGHT) / 2
         self._draw.text((middle, HEIGHT - 40), "operations for each byte read", INK, self._font, anchor="mt")
-        self._draw.text((LEFT - 60, TOP - 22), "10^9 operations a second", INK, self._font)
+        self._draw.text((LEFT - 60, TOP - 30), "10^9 operations a second", INK, self._font)
 
     def _roof(self) -> None:
         axes = self._axes
@@ -107,8 +110,10 @@ class _Picture:
             self._line((peak / self._bandwidth, peak), (DECADE**axes.x_high, peak), ROOF, 3)
             x, y = axes.at(DECADE**axes.x_high, peak)
             self._draw.text((x - 4, y - 18), f"{name} {peak / GIGA:.0f}", INK, self._font, anchor="rt")
-        x, y = axes.at(start * 1.6, start * 1.6 * self._bandwidth)
-        self._draw.text((x + 14, y + 10), f"read {self._bandwidth / GIGA:.1f} GB/s", INK, self._font)
+        middle = math.sqrt(start * top)
+        x, y = axes.at(middle, middle * self._bandwidth)
+        label = f"read {self._bandwidth / GIGA:.1f} GB/s"
+        self._draw.text((x - 10, y - 10), label, INK, self._font, anchor="rb")
 
     def _points(self) -> None:
         """A number at each point, explained in the legend: cases lie too close for words."""
@@ -118,23 +123,32 @@ class _Picture:
                 box = (x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS)
                 if name == OURS:
                     self._draw.ellipse(box, fill=self._colours[name])
-                    self._draw.text((x + RADIUS + 2, y), str(number), INK, self._small, anchor="lm")
+                    self._number(number, x + RADIUS + 3, y)
                 else:
                     self._draw.ellipse(box, outline=self._colours[name], width=2)
 
+    def _number(self, number: int, x: float, y: float) -> None:
+        """Beside the point, further to the right where others stand already."""
+        while any(
+            abs(x - there) < NUMBER_WIDTH and abs(y - above) < NUMBER_HEIGHT for there, above in self._taken
+        ):
+            x += NUMBER_WIDTH
+        self._taken.append((x, y))
+        self._draw.text((x, y), str(number), INK, self._small, anchor="lm")
+
     def _legend(self) -> None:
-        left, y = WIDTH - RIGHT + 20, TOP
+        left, y = WIDTH - RIGHT + 20, float(TOP)
         for name, colour in self._colours.items():
-            self._draw.ellipse(
-                (left, y, left + 12, y + 12), fill=colour if name == OURS else None, outline=colour
-            )
+            fill = colour if name == OURS else None
+            self._draw.ellipse((left, y + 2, left + 12, y + 14), fill=fill, outline=colour, width=2)
             self._draw.text((left + 20, y), name, INK, self._font)
             y += 22
         y += 8
+        line = min(LEGEND_LINE, (HEIGHT - y) / len(self._rows))
         for number, row in enumerate(self._rows, 1):
-            share = f" {row.of_limit[OURS].median:.0%}" if OURS in row.of_limit else ""
+            share = f": {row.of_limit[OURS].median:.0%}" if OURS in row.of_limit else ""
             self._draw.text((left, y), f"{number}  {row.file_type} {row.case}{share}", INK, self._small)
-            y += 17
+            y += line
 
     def _line(self, a: tuple[float, float], b: tuple[float, float], colour: str, width: int = 1) -> None:
         self._draw.line((*self._axes.at(*a), *self._axes.at(*b)), fill=colour, width=width)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.case import SHORT_DEPTH, Case, Contender, Kind, Metric, Skipped
 from bench.files import ModelFile, model_file
-from bench.limits import LimitProbe, Limits
+from bench.limits import LimitProbe, Limits, between
 from bench.results import Omission, Row, reduce_case
 from bench.shapes import Shape
 from bench.vocabulary import Vocabulary, choose
@@ -82,11 +82,11 @@ class Session:
 
     def _measure(self, case: Case, file: ModelFile, n_rounds: int) -> None:
         samples: dict[Metric, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
-        limits: dict[int, Limits] = {}
+        limits: dict[str, dict[int, Limits]] = defaultdict(dict)
         left = list(self._contenders)
         for i in range(n_rounds):
             warm_page_cache(file.path)
-            limits[i] = self._probe.measure()
+            before = self._probe.measure()
             for contender in list(left if i % 2 == 0 else reversed(left)):  # nobody always comes first
                 try:
                     found = contender.measure(case, file)
@@ -94,9 +94,12 @@ class Session:
                     left.remove(contender)
                     self._omit(contender.name, file, case, str(skipped))
                     continue
+                after = self._probe.measure()
+                limits[contender.name][i] = between(before, after)
+                before = after
                 for metric, value in found.items():
                     samples[metric][contender.name][i] = value
-        self.limits += limits.values()
+        self.limits += [found for rounds in limits.values() for found in rounds.values()]
         for metric, by_contender in samples.items():
             row = reduce_case(case, file, metric, by_contender, limits)
             self.rows.append(row)
