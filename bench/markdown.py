@@ -1,10 +1,11 @@
 """A report as the tables that docs/performance.md shows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from bench.results import OURS, Report, Row, Spread
 from bench.vocabulary import BenchError
 
+GIGA = 1e9
 BEGIN, END = "<!-- numbers of a run -->", "<!-- end of numbers -->"
 UNITS = {"bytes": (1e6, "MB"), "s": (1e-3, "ms"), "1": (0.01, "%")}  # divisor, and the name a reader knows
 
@@ -25,45 +26,62 @@ def with_numbers(page: str, tables: str) -> str:
 
 def _head(report: Report) -> Iterator[str]:
     machine, limits = report.machine, report.limits
-    yield f"{machine.description}, {machine.n_threads} threads; {machine.date}; medians of "
-    yield f"{report.n_rounds} rounds, extremes in brackets."
+    rounds = f"{report.n_rounds} rounds" if report.n_rounds > 1 else "1 round"
+    yield f"{machine.description}, {machine.n_threads} threads, {machine.date}."
+    yield f"Medians of {rounds}, extremes in brackets; *times* a peer: above 1 ours is better."
     yield ""
     yield "| limit | measured |"
     yield "|---|---|"
-    yield f"| streamed read | {_value(limits.read_bytes_per_s, 1e9)} GB/s |"
-    yield f"| int8 multiply-accumulate | {_value(limits.int8_ops_per_s, 1e9)} GOP/s |"
-    yield f"| f32 multiply-add | {_value(limits.f32_ops_per_s, 1e9)} GFLOP/s |"
+    yield f"| streamed read | {_value(limits.read_bytes_per_s, GIGA)} GB/s |"
+    yield f"| int8 multiply-accumulate | {_value(limits.int8_ops_per_s, GIGA)} GOP/s |"
+    yield f"| f32 multiply-add | {_value(limits.f32_ops_per_s, GIGA)} GFLOP/s |"
 
 
 def _tables(report: Report) -> Iterator[str]:
-    seen: list[tuple[str, str]] = []
-    for row in report.rows:
-        if (row.shape, row.metric) not in seen:
-            seen.append((row.shape, row.metric))
-    for shape, metric in seen:
-        rows = [row for row in report.rows if (row.shape, row.metric) == (shape, metric)]
-        yield from _table(shape, metric, rows)
+    for shape in dict.fromkeys(row.shape for row in report.rows):
+        rows = [row for row in report.rows if row.shape == shape]
+        yield from _table(f"{shape}: tokens a second", [row for row in rows if row.of_limit], _limited)
+        yield from _table(
+            f"{shape}: start, memory, engine", [row for row in rows if not row.of_limit], _plain
+        )
 
 
-def _table(shape: str, metric: str, rows: Sequence[Row]) -> Iterator[str]:
+def _limited(row: Row) -> dict[str, str]:
+    """What a row that has a limit shows of ours."""
+    return {
+        "case": row.case,
+        "type": row.file_type,
+        OURS: _cell(row.contenders.get(OURS), 1),
+        "GOP/s": _cell(row.attained.get(OURS), GIGA),
+        "of the limit": f"{row.of_limit[OURS].median:.0%}" if OURS in row.of_limit else "",
+    }
+
+
+def _plain(row: Row) -> dict[str, str]:
+    """What a row without a limit shows of ours."""
+    scale, unit = _scale(row)
+    ours = _cell(row.contenders.get(OURS), scale)
+    return {"case": row.case, "type": row.file_type, "metric": f"{row.metric} [{unit}]", OURS: ours}
+
+
+def _table(title: str, rows: Sequence[Row], shown: Callable[[Row], dict[str, str]]) -> Iterator[str]:
+    if not rows:
+        return
     peers = list(dict.fromkeys(name for row in rows for name in row.contenders if name != OURS))
-    has_limit = any(row.of_limit for row in rows)
-    scale, unit = UNITS.get(rows[0].unit, (1.0, rows[0].unit))
-    columns = ["case", "type", OURS, *(["GOP/s", "of the limit"] if has_limit else [])]
-    for name in peers:
-        columns += [name, f"ours by {name}"]
-    yield ""
-    yield f"**{shape}: {metric}**, {unit}"
-    yield ""
-    yield f"| {' | '.join(columns)} |"
-    yield f"|{'---|' * len(columns)}"
-    for row in rows:
-        cells = [row.case, row.file_type, _cell(row.contenders.get(OURS), scale)]
-        if has_limit:
-            cells += [_cell(row.attained.get(OURS), 1e9), _percent(row.of_limit.get(OURS))]
+    yield from ("", f"**{title}**", "")
+    for i, row in enumerate(rows):
+        cells = shown(row)
         for name in peers:
-            cells += [_cell(row.contenders.get(name), scale), _cell(row.ratios.get(name), 1)]
-        yield f"| {' | '.join(cells)} |"
+            cells[name] = _cell(row.contenders.get(name), _scale(row)[0])
+            cells[f"times {name}"] = _cell(row.ratios.get(name), 1)
+        if i == 0:
+            yield f"| {' | '.join(cells)} |"
+            yield f"|{'---|' * len(cells)}"
+        yield f"| {' | '.join(cells.values())} |"
+
+
+def _scale(row: Row) -> tuple[float, str]:
+    return UNITS.get(row.unit, (1.0, row.unit))
 
 
 def _omissions(report: Report) -> Iterator[str]:
@@ -77,10 +95,6 @@ def _omissions(report: Report) -> Iterator[str]:
 
 def _cell(values: Spread | None, scale: float) -> str:
     return "" if values is None else _value(values, scale)
-
-
-def _percent(values: Spread | None) -> str:
-    return "" if values is None else f"{values.median:.0%}"
 
 
 def _value(values: Spread, scale: float) -> str:

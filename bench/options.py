@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--only", type=_choice(kinds), default=list(Kind), help=f"of {', '.join(kinds)}; default all")
     add("--rounds", type=_count, default=0, help=f"default {FULL.n_rounds}")
     add("--depths", type=_numbers, default=[], help="filled cells when decoding; default 0,4096,16384")
-    add("--seqs", type=_numbers, default=[], help="sequences in one batch; default 4,8,16,32")
+    add("--seqs", type=_counts, default=[], help="sequences in one batch; default 4,8,16,32")
     add("--threads", type=_count, default=len(os.sched_getaffinity(0)), help="default: processors allowed")
     add("--isa", choices=isas, default=isas[0], help=f"instruction set; default {isas[0]}")
     add(
@@ -137,6 +137,11 @@ def _choice(known: Mapping[str, T]) -> Callable[[str], list[T]]:
         return [known[name] for name in names]
 
     return values
+
+
+def _counts(text: str) -> list[int]:
+    """Numbers from 1 on, between commas."""
+    return [_count(part) for part in text.split(",")]
 
 
 def _numbers(text: str) -> list[int]:

@@ -1,5 +1,7 @@
 """Time outside the kernels: the engine driven in this process, with a clock round every native run."""
 
+import itertools
+import statistics
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -28,18 +30,13 @@ class Clock:
     runs: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
 
     def outside_s(self) -> float:
-        """Per step: from the end of one run to the beginning of the next."""
-        return self._wall_s() - self._inside_s()
+        """From the end of one run to the beginning of the next, in the median: others run here too."""
+        return statistics.median(b[0] - a[1] for a, b in itertools.pairwise(self.runs))
 
     def outside_share(self) -> float:
         """Of a step's time."""
-        return self.outside_s() / self._wall_s()
-
-    def _wall_s(self) -> float:
-        return (self.runs[-1][0] - self.runs[0][0]) / (len(self.runs) - 1)
-
-    def _inside_s(self) -> float:
-        return sum(end - begin for begin, end in self.runs[:-1]) / (len(self.runs) - 1)
+        inside_s = statistics.median(end - begin for begin, end in self.runs)
+        return self.outside_s() / (self.outside_s() + inside_s)
 
 
 @contextmanager

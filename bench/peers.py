@@ -23,6 +23,7 @@ from bench.vocabulary import BenchError
 
 TIMEOUT_S = 1800.0  # a prompt of 16k tokens takes minutes
 LAST_LINES = 3
+SCRIPT = Path(__file__).with_name("llama_cpp_python.py")
 
 
 class BenchRow(msgspec.Struct):
@@ -101,12 +102,42 @@ class Peer:
         return path
 
 
-def find_peer(text: str, n_threads: int) -> Peer:
-    """NAME=PATH: a folder with the tools, or its llama-bench.  BenchError when there is nothing to run."""
+@dataclass(frozen=True, slots=True)
+class PythonPeer:
+    """llama-cpp-python in an environment of its own.  Satisfies `bench.case.Contender`."""
+
+    name: str
+    n_threads: int
+    python: Path
+
+    def measure(self, case: Case, file: ModelFile) -> Mapping[Metric, float]:
+        """One sample; Skipped but for prompts and single sequences, and where it fails."""
+        match case.kind:
+            case Kind.PROMPT:
+                sizes = (0, case.n_tokens, 0)
+            case Kind.DECODE:
+                sizes = (case.depth, 0, case.n_tokens)
+            case Kind.BATCH | Kind.START | Kind.OVERHEAD:
+                raise Skipped("llama-cpp-python decodes one sequence; use llama.cpp's own tools")
+        arguments = [str(file.path), str(self.n_threads), *map(str, sizes)]
+        text = output_of([self.python, SCRIPT, *arguments])
+        try:
+            return {TOKENS_PER_S: float(text)}
+        except ValueError as exc:
+            raise Skipped(f"its output is no number: {text[:80]!r}") from exc
+
+
+def find_peer(text: str, n_threads: int) -> Peer | PythonPeer:
+    """NAME=PATH: a folder with the tools, its llama-bench, or a python that can import llama_cpp.
+
+    BenchError when there is nothing to run.
+    """
     name, _, place = text.partition("=")
     path = Path(place).expanduser()
     if not name or not place:
         raise BenchError(f"--peer {text}: write NAME=PATH, PATH being a folder with llama-bench in it")
+    if path.name.startswith("python") and path.is_file():
+        return PythonPeer(name, n_threads, path)
     folder = path if path.is_dir() else path.parent
     bench = folder / "llama-bench" if path.is_dir() else path
     if not bench.is_file():

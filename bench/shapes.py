@@ -4,6 +4,7 @@ The mixtures are those that llama.cpp's quantiser makes of a file type, so that 
 many bytes for a token as a downloaded one.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,7 +40,8 @@ class Shape:
         """Width of all key heads."""
         return self.n_head_kv * self.head_dim
 
-    def tensors(self) -> dict[str, tuple[int, ...]]:
+    @functools.cache  # noqa: B019  # a handful of shapes, which live as long as the process
+    def tensors(self) -> Mapping[str, tuple[int, ...]]:
         """Every tensor by its GGUF name, outermost dimension first."""
         found: dict[str, tuple[int, ...]] = {"token_embd.weight": (self.n_vocab, self.n_embd)}
         for i in range(self.n_layer):

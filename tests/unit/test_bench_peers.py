@@ -7,7 +7,7 @@ import pytest
 
 from bench.case import TOKENS_PER_S, Case, Kind, Skipped
 from bench.files import ModelFile
-from bench.peers import find_peer, only, output_of, parse_batched, parse_bench
+from bench.peers import Peer, find_peer, only, output_of, parse_batched, parse_bench
 from bench.shapes import SHAPES
 from bench.vocabulary import BenchError
 
@@ -60,6 +60,7 @@ def test_a_folder_of_tools_is_a_peer(tmp_path: Path) -> None:
     tool(tmp_path, "llama-bench", "exit 0")
     tool(tmp_path, "llama-server", "exit 0")
     peer = find_peer(f"it={tmp_path}", 2)
+    assert isinstance(peer, Peer)
     assert (peer.name, peer.bench, peer.batched) == ("it", tmp_path / "llama-bench", None)
     assert peer.server == tmp_path / "llama-server"
     assert find_peer(f"it={tmp_path}/llama-bench", 2) == peer
@@ -115,6 +116,19 @@ def test_a_server_that_ends_is_skipped_with_its_code(tmp_path: Path) -> None:
     tool(tmp_path, "llama-server", "exit 7")
     with pytest.raises(Skipped, match="code 7"):
         find_peer(f"it={tmp_path}", 1).measure(Case(Kind.START, 1), FILE)
+
+
+def test_a_python_with_bindings_is_a_peer(tmp_path: Path) -> None:
+    tool(tmp_path, "python3", f'echo "$@" > {tmp_path}/arguments\necho 12.5')
+    peer = find_peer(f"bindings={tmp_path}/python3", 2)
+    assert peer.measure(Case(Kind.DECODE, 32, 4096), FILE) == {TOKENS_PER_S: 12.5}
+    assert (tmp_path / "arguments").read_text().endswith("llama_cpp_python.py model.gguf 2 4096 0 32\n")
+
+
+def test_bindings_are_not_asked_for_batches(tmp_path: Path) -> None:
+    tool(tmp_path, "python3", "echo 12.5")
+    with pytest.raises(Skipped, match="one sequence"):
+        find_peer(f"bindings={tmp_path}/python3", 2).measure(Case(Kind.BATCH, 8, 16, 4), FILE)
 
 
 def test_a_tool_that_fails_is_quoted() -> None:

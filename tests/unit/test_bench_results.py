@@ -89,7 +89,7 @@ def test_limits_between_two_measurements_are_their_means() -> None:
 
 
 def test_time_outside_the_kernels_lies_between_the_end_of_a_run_and_the_next() -> None:
-    clock = Clock(1, [(0.0, 1.0), (1.5, 2.5), (3.0, 4.0)])
+    clock = Clock(1, [(0.0, 1.0), (1.5, 2.5), (3.0, 4.0), (9.0, 10.0)])  # the last was kept waiting
     assert clock.outside_s() == pytest.approx(0.5)
     assert clock.outside_share() == pytest.approx(0.5 / 1.5)
 
@@ -112,7 +112,7 @@ def test_tables_show_values_ratios_shares_and_what_was_left_out() -> None:
     )
     assert "| prompt 512 | Q4_K_M | 110 (100..120) |" in text
     assert "| 50.0 (50.0..50.0) | 2.20 (2.00..2.40) |" in text
-    assert "| start | Q4_K_M | 250 |" in text  # milliseconds
+    assert "| start | Q4_K_M | first token [ms] | 250 |" in text
     assert "- 1B Q4_0 start, peer: no llama-server given" in text
 
 
