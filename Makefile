@@ -5,13 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PYTEST := $(BIN)/python -m pytest -q
-SOURCES := actors kernels tests tools
+SOURCES := actors kernels bench tests tools
 NATIVE := $(sort $(wildcard kernels/cpu/*.cpp kernels/cpu/*.hpp kernels/cpu/*.inc actors/runner/native/*.?pp))
 BUILD_TOOLS := "scikit-build-core>=0.11" "nanobind>=2.9" "cmake>=3.26" "ninja>=1.11"
 FUZZ_S ?= 600
 
 .PHONY: help run test setup dev lint format types unit kernels golden actors system faults fuzz-slice fuzz \
-        sanitize docs clean
+        sanitize bench docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -77,6 +77,9 @@ sanitize: $(ASAN)/.made ## the kernel tests under AddressSanitizer and UBSan
 
 fuzz: dev ## a long run of the fuzzer, FUZZ_S seconds
 	$(BIN)/python tests/fuzz/fuzz_gguf.py -max_total_time=$(FUZZ_S)
+
+bench: dev ## measure against the machine's limits and peers; ARGS="--peer llama.cpp=FOLDER", see docs/performance.md
+	$(BIN)/python -m bench $(ARGS)
 
 docs: dev ## generate docs/protocol.md
 	$(BIN)/python -m tools.protocol_docs

@@ -120,6 +120,11 @@ class Model:
         """Of every device that this runner may use."""
         return self._backends
 
+    @property
+    def states(self) -> Mapping[str, Bytes]:
+        """The memory of each state by its name in the program, while the model is allocated."""
+        return {name: buffer.array for name, buffer in self._memory.states.items()}
+
     def sizes(self) -> Sizes:
         """Everything `memory_report` needs to know of the plans."""
         return Sizes(
@@ -190,10 +195,9 @@ class Model:
 
     def _bind(self) -> None:
         graphs = {device: buffer.array for device, buffer in self._memory.graphs.items()}
-        states = {name: buffer.array for name, buffer in self._memory.states.items()}
         for bound, one_plan in zip(self._buckets(), self._plans, strict=True):
             weights = {(t.name, device): self._weight(t) for t, device in one_plan.weights}
-            self._executables.append((bound, one_plan.bind(self._backends, graphs, weights, states)))
+            self._executables.append((bound, one_plan.bind(self._backends, graphs, weights, self.states)))
 
     def _weight(self, tensor: Tensor) -> Bytes:
         """The tensor's bytes where they lie in the mapped file."""

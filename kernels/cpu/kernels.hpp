@@ -126,6 +126,15 @@ constexpr int64_t attention_scratch(int64_t n_group, int64_t head_dim) {
     return n_group * (2 * padded + kAttentionCells + 2);
 }
 
+constexpr int kReadStep = 256;  // bytes between two looks at a stream's end
+
+// Measurements of the instruction set itself, see limits.inc.
+struct Limits {
+    int64_t (*int8_chain)(int64_t n_rounds);  // products done
+    int64_t (*f32_chain)(int64_t n_rounds);
+    uint64_t (*read_words)(const uint8_t* data, int64_t n_bytes);
+};
+
 struct Kernels {
     const char* name;
     // units: groups of 256, the first of every row before the second of any
@@ -138,6 +147,7 @@ struct Kernels {
     void (*store_kv)(const StoreArgs&, int64_t begin, int64_t end);         // heads: each thread writes its own columns
     void (*attention)(const AttentionArgs&, int64_t item, float* scratch);  // row * n_kv + kv head
     void (*swiglu)(const float* gate, const float* up, float* out, int64_t begin, int64_t end);
+    Limits limits;
 };
 
 extern const Kernels kGeneric, kAvx512Emulated;

@@ -15,6 +15,7 @@
 #include <stdexcept>
 
 #include "isa.hpp"
+#include "limits.hpp"
 #include "sampler.hpp"
 #include "segment.hpp"
 #include "steps.hpp"
@@ -206,6 +207,23 @@ nb::object dequantize(const std::string& isa, ConstBytes raw, int dtype, int64_t
     return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<1>>(values, {static_cast<size_t>(n)}, owner));
 }
 
+std::pair<double, uint64_t> timed_read(Pool& pool, const std::string& isa, ConstBytes data) {
+    const Kernels& kernels = kernels_named(isa);
+    const nb::gil_scoped_release release;
+    const Measured measured = measure_read(pool, kernels, data.data(), static_cast<int64_t>(data.size()));
+    return {measured.seconds, measured.result};
+}
+
+using Measure = Measured (*)(Pool&, const Kernels&, int64_t);
+
+template <Measure kMeasure>
+std::pair<double, uint64_t> timed_chain(Pool& pool, const std::string& isa, int64_t n_rounds) {
+    const Kernels& kernels = kernels_named(isa);
+    const nb::gil_scoped_release release;
+    const Measured measured = kMeasure(pool, kernels, n_rounds);
+    return {measured.seconds, measured.result};
+}
+
 int64_t sample_token(Floats logits, Ints history, nb::object mask, const SamplingParams& params) {
     ConstBytes allowed;
     if (!mask.is_none()) allowed = nb::cast<ConstBytes>(mask);
@@ -260,6 +278,9 @@ NB_MODULE(_cpu, m) {
     m.def("dequantize", &dequantize, "isa"_a, "raw"_a, "dtype"_a, "n"_a);
 
     nb::class_<Pool>(m, "Pool").def(nb::init<int>(), "n_threads"_a).def_prop_ro("n_threads", &Pool::n_threads);
+    m.def("timed_read", &timed_read, "pool"_a, "isa"_a, "data"_a);
+    m.def("timed_int8", &timed_chain<measure_int8>, "pool"_a, "isa"_a, "n_rounds"_a);
+    m.def("timed_f32", &timed_chain<measure_f32>, "pool"_a, "isa"_a, "n_rounds"_a);
     nb::class_<Segment>(m, "Segment")
         .def(
             "__init__",

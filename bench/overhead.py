@@ -1,0 +1,102 @@
+"""Time outside the kernels: the engine driven in this process, with a clock round every native run."""
+
+import itertools
+import statistics
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from actors.protocol import Chunk, Finished, Generate, Sampling
+from actors.runner.engine import Engine
+from bench.case import OUTSIDE_S, OUTSIDE_SHARE, SERVED_TOKENS_PER_S, Case, Metric
+from bench.files import ModelFile
+from bench.opening import opened
+from bench.served import served_tokens_per_s
+from kernels.cpu.backend import CpuSegment
+from kernels.tensor import N_TOKENS, Bounds
+
+N_PROMPT = 8
+DEADLINE_S = 600.0
+
+
+@dataclass(slots=True)
+class Clock:
+    """When native code ran for a batch of n_tokens inputs, in order."""
+
+    n_tokens: int
+    runs: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
+
+    def outside_s(self) -> float:
+        """From the end of one run to the beginning of the next, in the median: others run here too."""
+        return statistics.median(b[0] - a[1] for a, b in itertools.pairwise(self.runs))
+
+    def outside_share(self) -> float:
+        """Of a step's time."""
+        inside_s = statistics.median(end - begin for begin, end in self.runs)
+        return self.outside_s() / (self.outside_s() + inside_s)
+
+
+@contextmanager
+def kernel_clock(n_tokens: int) -> Generator[Clock]:
+    """Every native run of a decode batch of this size is timed while the block runs.
+
+    On the CPU a batch is one native segment, so runs are steps.
+    """
+    clock = Clock(n_tokens)
+    run = CpuSegment.run
+
+    def timed(self: CpuSegment, values: Bounds) -> None:
+        begin_s = time.perf_counter()
+        run(self, values)
+        if values[N_TOKENS.name] == clock.n_tokens:
+            clock.runs.append((begin_s, time.perf_counter()))
+
+    CpuSegment.run = timed
+    try:
+        yield clock
+    finally:
+        CpuSegment.run = run
+
+
+def engine_overhead(case: Case, file: ModelFile, n_threads: int, isa: str) -> Mapping[Metric, float]:
+    """The engine's own part of a step, and what comes out of a runner's socket with all of it."""
+    n_ctx = N_PROMPT + case.n_tokens
+    with opened(file, n_ctx, case.n_seq, n_threads, isa) as model, kernel_clock(case.n_seq) as clock:
+        trio.run(_generate, Engine(model, case.n_seq), requests(case.n_seq, case.n_tokens))
+    if len(clock.runs) < 2:
+        raise ArithmeticError(f"{case.title}: only {len(clock.runs)} batches of {case.n_seq} rows ran")
+    return {
+        OUTSIDE_S: clock.outside_s(),
+        OUTSIDE_SHARE: clock.outside_share(),
+        SERVED_TOKENS_PER_S: served_tokens_per_s(
+            file, requests(case.n_seq, case.n_tokens), n_ctx, n_threads, isa
+        ),
+    }
+
+
+def requests(n_seq: int, n_predict: int) -> list[Generate]:
+    """Prompts that share no prefix, sampled as a client's are that asks for nothing special."""
+    return [
+        Generate(tuple(range(i + 1, i + 1 + N_PROMPT)), Sampling(seed=i), n_predict=n_predict)
+        for i in range(n_seq)
+    ]
+
+
+async def _generate(engine: Engine, wanted: list[Generate]) -> None:
+    async def read(request: Generate) -> None:
+        async with engine.open(request) as sequence:
+            item: Chunk | Finished | None = None
+            while not isinstance(item, Finished):
+                item = await sequence.receive()
+                engine.resume()
+
+    with trio.fail_after(DEADLINE_S):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(engine.run)
+            async with trio.open_nursery() as readers_nursery:
+                for request in wanted:
+                    readers_nursery.start_soon(read, request)
+            await engine.stop()
