@@ -152,7 +152,9 @@ struct Kernels {
 
 extern const Kernels kGeneric, kAvx512Emulated;
 #if defined(KERNELS_X86)
-extern const Kernels kAvx2, kAvx512;
+extern const Kernels kAvx2, kAvxVnni, kAvx512;
+#elif defined(KERNELS_ARM)
+extern const Kernels kNeon;
 #endif
 
 }  // namespace cpu

@@ -1,9 +1,9 @@
 // Vectors of kLanes floats and the few operations on them that differ between instruction sets.
 //
-// A file that includes this defines KERNEL_NS (a namespace of its own) and KERNEL_LANES (8 or 16), and may
-// define KERNEL_AVX2 or KERNEL_AVX512 when it is compiled with those instructions.  Without either, every
-// operation is plain C++ on the compiler's vector types: KERNEL_LANES 8 is the portable path, 16 is the
-// 512-bit path run on a machine that does not have it.
+// A file that includes this defines KERNEL_NS (a namespace of its own) and KERNEL_LANES (4, 8 or 16), and may
+// define KERNEL_AVX2 (with KERNEL_VNNI where there is AVX-VNNI), KERNEL_AVX512 or KERNEL_NEON when it is compiled
+// with those instructions.  Without any, every operation is plain C++ on the compiler's vector types:
+// KERNEL_LANES 8 is the portable path, 16 is the 512-bit path run on a machine that does not have it.
 //
 // Everything has internal linkage and no template of the standard library is used in the kernels: an inline
 // function that the linker shares between objects could carry one object's instructions into another.
@@ -16,6 +16,9 @@
 #if defined(KERNEL_AVX2) || defined(KERNEL_AVX512)
 #include <immintrin.h>
 #define KERNEL_X86 1
+#define KERNEL_UNROLL _Pragma("GCC unroll 8")
+#elif defined(KERNEL_NEON)
+#include <arm_neon.h>
 #define KERNEL_UNROLL _Pragma("GCC unroll 8")
 #else
 #define KERNEL_UNROLL  // plain C++ is long enough as it is: unrolled, it compiles for minutes
@@ -88,6 +91,8 @@ KERNEL_INLINE F splat(float x) {
     return _mm512_set1_ps(x);
 #elif defined(KERNEL_AVX2)
     return _mm256_set1_ps(x);
+#elif defined(KERNEL_NEON)
+    return (F)vdupq_n_f32(x);
 #else
     F v;
     for (int i = 0; i < kLanes; i++) v[i] = x;
@@ -109,20 +114,12 @@ KERNEL_INLINE F fma(F a, F b, F c) {
     return _mm512_fmadd_ps(a, b, c);
 #elif defined(KERNEL_AVX2)
     return _mm256_fmadd_ps(a, b, c);
+#elif defined(KERNEL_NEON)
+    return (F)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
     return a * b + c;
 #endif
 }
-
-#if KERNEL_LANES != 8
-KERNEL_INLINE F8 fma(F8 a, F8 b, F8 c) {
-#if defined(KERNEL_X86)
-    return _mm256_fmadd_ps(a, b, c);
-#else
-    return a * b + c;
-#endif
-}
-#endif
 
 KERNEL_INLINE F select(I mask, F yes, F no) { return (F)(((I)yes & mask) | ((I)no & ~mask)); }
 
@@ -141,7 +138,9 @@ KERNEL_INLINE float sum(F8 v) {
 #endif
 }
 
-#if KERNEL_LANES == 16
+#if KERNEL_LANES == 4
+KERNEL_INLINE float sum(F v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+#elif KERNEL_LANES == 16
 KERNEL_INLINE float sum(F v) {
     float x[16];
     store(x, v);
@@ -156,6 +155,29 @@ KERNEL_INLINE float largest(F v) {
     for (int i = 1; i < kLanes; i++) top = x[i] > top ? x[i] : top;
     return top;
 }
+
+// ---- halves of vectors
+
+KERNEL_INLINE B32 join(B16 low, B16 high) {
+#if defined(KERNEL_X86)
+    return (B32)_mm256_set_m128i((__m128i)high, (__m128i)low);
+#else
+    uint8_t bytes[32];
+    store(bytes, low);
+    store(bytes + 16, high);
+    return load<B32>(bytes);
+#endif
+}
+
+#if defined(KERNEL_NEON)
+template <class Q>
+KERNEL_INLINE B32 join(Q low, Q high) {
+    return join((B16)low, (B16)high);
+}
+
+KERNEL_INLINE uint8x16_t low_half(B32 v) { return load<uint8x16_t>(&v); }
+KERNEL_INLINE uint8x16_t high_half(B32 v) { return load<uint8x16_t>(reinterpret_cast<const uint8_t*>(&v) + 16); }
+#endif
 
 // ---- half precision, bfloat16
 
@@ -174,6 +196,8 @@ KERNEL_INLINE uint32_t to_bits(float x) {
 KERNEL_INLINE float half_to_float(uint16_t h) {
 #if defined(KERNEL_X86)
     return _cvtsh_ss(h);
+#elif defined(KERNEL_NEON)
+    return static_cast<float>(load<__fp16>(&h));
 #else
     const uint32_t magnitude = h & 0x7fffu, sign = static_cast<uint32_t>(h & 0x8000u) << 16;
     // multiplying by 2^112 moves the exponent's bias from 15 to 127 and makes subnormals right as well
@@ -187,6 +211,9 @@ KERNEL_INLINE float half_to_float(uint16_t h) {
 KERNEL_INLINE uint16_t float_to_half(float x) {
 #if defined(KERNEL_X86)
     return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(KERNEL_NEON)
+    const __fp16 half = static_cast<__fp16>(x);
+    return load<uint16_t>(&half);
 #else
     const uint32_t bits = to_bits(x), magnitude = bits & 0x7fffffffu;
     const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
@@ -221,6 +248,8 @@ struct AsF16 {
         return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #elif defined(KERNEL_AVX2)
         return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(KERNEL_NEON)
+        return (F)vcvt_f32_f16(load<float16x4_t>(p));
 #else
         F v;
         for (int i = 0; i < kLanes; i++) v[i] = load_half(p + 2 * i);
@@ -230,6 +259,8 @@ struct AsF16 {
     static F8 eight(const uint8_t* p) {
 #if defined(KERNEL_X86)
         return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(KERNEL_NEON)
+        return (F8)join(vcvt_f32_f16(load<float16x4_t>(p)), vcvt_f32_f16(load<float16x4_t>(p + 8)));
 #else
         F8 v;
         for (int i = 0; i < 8; i++) v[i] = load_half(p + 2 * i);
@@ -268,21 +299,12 @@ KERNEL_INLINE F8 load_part_of_8(const uint8_t* p, int64_t n) {
 
 // ---- bytes
 
-KERNEL_INLINE B32 join(B16 low, B16 high) {
-#if defined(KERNEL_X86)
-    return (B32)_mm256_set_m128i((__m128i)high, (__m128i)low);
-#else
-    uint8_t bytes[32];
-    store(bytes, low);
-    store(bytes + 16, high);
-    return load<B32>(bytes);
-#endif
-}
-
 // table[index] for each byte, index in 0..15
 KERNEL_INLINE B32 look_up(B16 table, B32 index) {
 #if defined(KERNEL_X86)
     return (B32)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256((__m128i)table), (__m256i)index);
+#elif defined(KERNEL_NEON)
+    return join(vqtbl1q_u8((uint8x16_t)table, low_half(index)), vqtbl1q_u8((uint8x16_t)table, high_half(index)));
 #else
     uint8_t entries[16], at[32];
     store(entries, table);
@@ -300,6 +322,12 @@ KERNEL_INLINE B32 spread_bits(uint32_t bits, uint8_t value) {
     const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int32_t>(bits)), source);
     const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, mask), mask);
     return (B32)_mm256_and_si256(set, _mm256_set1_epi8(static_cast<char>(value)));
+#elif defined(KERNEL_NEON)
+    const uint8x16_t source = vcombine_u8(vdup_n_u8(0), vdup_n_u8(1)), all = (uint8x16_t)vdupq_n_u32(bits);
+    const uint8x16_t mask = (uint8x16_t)vdupq_n_u64(0x8040201008040201u), set = vdupq_n_u8(value);
+    const uint8x16_t low = vtstq_u8(vqtbl1q_u8(all, source), mask);
+    const uint8x16_t high = vtstq_u8(vqtbl1q_u8(all, vaddq_u8(source, vdupq_n_u8(2))), mask);
+    return join(vandq_u8(low, set), vandq_u8(high, set));
 #else
     uint8_t bytes[32];
     for (int i = 0; i < 32; i++) bytes[i] = static_cast<uint8_t>((bits >> i & 1u) * value);
@@ -342,6 +370,8 @@ KERNEL_INLINE I dot_add(I sum, W bytes, const int8_t* x) {
         _mm256_add_epi16((__m256i)sum, _mm256_maddubs_epi16((__m256i)bytes, _mm256_set1_epi32(load<int32_t>(x))));
     KERNEL_KEEP_CHAIN(total);
     return (I)total;
+#elif defined(KERNEL_NEON)
+    return (I)vdotq_s32((int32x4_t)sum, (int8x16_t)bytes, (int8x16_t)vdupq_n_s32(load<int32_t>(x)));
 #else
     typedef int8_t S4 __attribute__((vector_size(4 * KERNEL_LANES)));
     typedef int16_t H4 __attribute__((vector_size(8 * KERNEL_LANES)));
@@ -406,6 +436,21 @@ KERNEL_INLINE I8 dot_add_8(I8 sum, B32 bytes, const int8_t* x) {
 
 // ---- transposition
 
+#if defined(KERNEL_NEON)
+// Dword c of row r to dword r of row c.
+KERNEL_INLINE void transpose_of_4(const uint32x4_t (&rows)[4], uint32x4_t (&columns)[4]) {
+    uint32x4_t pairs[4];
+    for (int i = 0; i < 4; i += 2) {
+        pairs[i] = vtrn1q_u32(rows[i], rows[i + 1]);
+        pairs[i + 1] = vtrn2q_u32(rows[i], rows[i + 1]);
+    }
+    for (int i = 0; i < 2; i++) {
+        columns[i] = (uint32x4_t)vtrn1q_u64((uint64x2_t)pairs[i], (uint64x2_t)pairs[i + 2]);
+        columns[i + 2] = (uint32x4_t)vtrn2q_u64((uint64x2_t)pairs[i], (uint64x2_t)pairs[i + 2]);
+    }
+}
+#endif
+
 // Dword i of result c is dword c of the 16 bytes at p[i].
 KERNEL_INLINE void columns_of(const uint8_t* const* p, int64_t at, B32 (&columns)[4]) {
 #if defined(KERNEL_X86)
@@ -419,6 +464,13 @@ KERNEL_INLINE void columns_of(const uint8_t* const* p, int64_t at, B32 (&columns
         columns[2 * i] = (B32)_mm256_unpacklo_epi64(b[i], b[i + 2]);
         columns[2 * i + 1] = (B32)_mm256_unpackhi_epi64(b[i], b[i + 2]);
     }
+#elif defined(KERNEL_NEON)
+    uint32x4_t rows[2][4], turned[2][4];
+    for (int half = 0; half < 2; half++) {
+        for (int r = 0; r < 4; r++) rows[half][r] = load<uint32x4_t>(p[4 * half + r] + at);
+        transpose_of_4(rows[half], turned[half]);
+    }
+    for (int c = 0; c < 4; c++) columns[c] = join(turned[0][c], turned[1][c]);
 #else
     uint32_t dwords[4][8];
     for (int r = 0; r < 8; r++) {
@@ -446,6 +498,14 @@ KERNEL_INLINE void transpose(B32 (&rows)[8]) {
         rows[i] = (B32)_mm256_permute2x128_si256(b[i], b[i + 4], 0x20);
         rows[i + 4] = (B32)_mm256_permute2x128_si256(b[i], b[i + 4], 0x31);
     }
+#elif defined(KERNEL_NEON)
+    uint32x4_t tiles[2][2][4], turned[2][2][4];  // quarters of the whole: above and below, left and right
+    for (int r = 0; r < 8; r++) {
+        tiles[r / 4][0][r % 4] = (uint32x4_t)low_half(rows[r]);
+        tiles[r / 4][1][r % 4] = (uint32x4_t)high_half(rows[r]);
+    }
+    for (int i = 0; i < 4; i++) transpose_of_4(tiles[i / 2][i % 2], turned[i / 2][i % 2]);
+    for (int r = 0; r < 8; r++) rows[r] = join(turned[0][r / 4][r % 4], turned[1][r / 4][r % 4]);
 #else
     uint32_t from[8][8], to[8][8];
     for (int r = 0; r < 8; r++) store(from[r], rows[r]);
