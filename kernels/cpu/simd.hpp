@@ -109,7 +109,16 @@ KERNEL_INLINE F8 fma(F8 a, F8 b, F8 c) {
 
 KERNEL_INLINE F select(I mask, F yes, F no) { return (F)(((I)yes & mask) | ((I)no & ~mask)); }
 
-KERNEL_INLINE F maximum(F a, F b) { return select(a > b, a, b); }
+// a > b ? a : b: a NaN in b stays, one in a does not.
+KERNEL_INLINE F maximum(F a, F b) {
+#if defined(KERNEL_AVX512)
+    return _mm512_max_ps(a, b);
+#elif defined(KERNEL_AVX2)
+    return _mm256_max_ps(a, b);
+#else
+    return select(a > b, a, b);
+#endif
+}
 
 // Sums halves onto one another: the same order whatever surrounds it.
 KERNEL_INLINE float sum(F8 v) {
@@ -132,12 +141,21 @@ KERNEL_INLINE float sum(F v) {
 }
 #endif
 
+// Of lanes that are not NaN.
 KERNEL_INLINE float largest(F v) {
+#if defined(KERNEL_AVX512)
+    return _mm512_reduce_max_ps(v);
+#elif defined(KERNEL_AVX2)
+    const __m128 fours = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 twos = _mm_max_ps(fours, _mm_movehl_ps(fours, fours));
+    return _mm_cvtss_f32(_mm_max_ss(twos, _mm_movehdup_ps(twos)));
+#else
     float x[kLanes];
     store(x, v);
     float top = x[0];
     for (int i = 1; i < kLanes; i++) top = x[i] > top ? x[i] : top;
     return top;
+#endif
 }
 
 // ---- half precision, bfloat16
@@ -309,6 +327,46 @@ KERNEL_INLINE I dot_signed(W weights, const int8_t* x) {
     return (I)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 #else
     return sum_fours(__builtin_convertvector((S4)weights, H4) * __builtin_convertvector(load<S4>(x), H4));
+#endif
+}
+
+// The same word of four bytes in every lane.
+KERNEL_INLINE W splat_word(const int8_t* p) {
+    I v;
+    const int32_t word = load<int32_t>(p);
+#if defined(KERNEL_AVX512)
+    v = (I)_mm512_set1_epi32(word);
+#elif defined(KERNEL_AVX2)
+    v = (I)_mm256_set1_epi32(word);
+#else
+    for (int i = 0; i < kLanes; i++) v[i] = word;
+#endif
+    return (W)v;
+}
+
+// total + the products of four neighbouring signed bytes, each in -127..127.
+KERNEL_INLINE I add_dot(I total, W a, W b) {
+#if defined(KERNEL_AVX512)
+    const __m512i x = (__m512i)a, y = (__m512i)b;
+    const __m512i flipped = _mm512_mask_sub_epi8(y, _mm512_movepi8_mask(x), _mm512_setzero_si512(), y);
+    return (I)_mm512_dpbusd_epi32((__m512i)total, _mm512_abs_epi8(x), flipped);
+#elif defined(KERNEL_AVX2)
+    const __m256i x = (__m256i)a;
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8((__m256i)b, x));
+    return total + (I)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#else
+    return total + sum_fours(__builtin_convertvector((S4)a, H4) * __builtin_convertvector((S4)b, H4));
+#endif
+}
+
+// kLanes signed bytes as floats.
+KERNEL_INLINE F bytes_to_floats(const void* p) {
+#if defined(KERNEL_AVX512)
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))));
+#elif defined(KERNEL_AVX2)
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
+#else
+    return __builtin_convertvector(__builtin_convertvector(load<S>(p), I), F);
 #endif
 }
 
