@@ -18,7 +18,9 @@ NUMPY_TYPES: Mapping[DType, type[np.generic]] = {
 
 
 def view(memory: Bytes, tensor: Tensor, values: Bounds) -> Array:
-    """The tensor's memory as a numpy array of its shape, without a copy."""
+    """The tensor's memory as a numpy array of its shape, without a copy; its bytes when it is quantised."""
+    if tensor.dtype.is_quantized:
+        return memory[: tensor.n_bytes(values)]
     shape = tuple(values[d.name] if isinstance(d, Sym) else d for d in tensor.shape)
     typed: npt.NDArray[np.generic] = memory[: tensor.n_bytes(values)].view(NUMPY_TYPES[tensor.dtype])
     return typed.reshape(shape)

@@ -138,7 +138,9 @@ class ProgramBuilder:
         cells: Tensor,
         k_state: Tensor,
         v_state: Tensor,
+        *,
         head_dim: int,
+        page_size: int,
         rotation: Rotation | None,
     ) -> None:
         """See `ops.attention.StoreKV`."""
@@ -146,7 +148,8 @@ class ProgramBuilder:
             k.shape == v.shape and _width(k) == _width(k_state) == _width(v_state),
             f"store {k}, {v} in {k_state}",
         )
-        op = StoreKV(self._layer, k, v, positions, cells, k_state, v_state, head_dim, rotation)
+        _expect_cache(k_state, v_state, head_dim, page_size)
+        op = StoreKV(self._layer, k, v, positions, cells, k_state, v_state, head_dim, page_size, rotation)
         self._ops.append(op)
 
     def attention(
@@ -168,6 +171,7 @@ class ProgramBuilder:
         _expect(
             _width(q) % _width(k_state) == 0 and _width(q) % head_dim == 0, f"attention of {q} over {k_state}"
         )
+        _expect_cache(k_state, v_state, head_dim, page_size)
         out = self._value("attention", q.shape)
         op = Attention(
             self._layer,
@@ -216,6 +220,25 @@ def _width(tensor: Tensor) -> int:
     _expect(isinstance(last, int), f"{tensor} has rows of unknown length")
     assert isinstance(last, int)
     return last
+
+
+def _expect_cache(k_state: Tensor, v_state: Tensor, head_dim: int, page_size: int) -> None:
+    """Whole pages of whole heads; heads of whole blocks where the cache is quantised."""
+    n_cells, block_n = k_state.shape[0], k_state.dtype.block_n
+    _expect(
+        k_state.shape == v_state.shape and k_state.dtype is v_state.dtype,
+        f"keys in {k_state}, values in {v_state}",
+    )
+    _expect(
+        isinstance(n_cells, int) and page_size > 0 and n_cells % page_size == 0,
+        f"{k_state} is not whole pages of {page_size} cells",
+    )
+    _expect(_width(k_state) % head_dim == 0, f"{k_state} is not whole heads of {head_dim}")
+    _expect(
+        head_dim % block_n == 0,
+        f"a cache of {k_state.dtype.name} needs heads of whole blocks of {block_n}, head_dim is {head_dim}; "
+        f"an f16 cache takes any",
+    )
 
 
 def _expect(holds: bool, what: str) -> None:

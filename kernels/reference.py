@@ -133,7 +133,7 @@ class ReferenceSegment:
         k, v = self._f32(op.k, values), self._f32(op.v, values)
         positions, cells = self._i32(op.positions, values), self._i32(op.cells, values)
         states = self._raw(op.k_state, values), self._raw(op.v_state, values)
-        store_kv_ref(k, v, positions, cells, *states, op.head_dim, op.rotation)
+        store_kv_ref(k, v, positions, cells, *states, op)
 
     def _attend(self, op: Attention, values: Bounds) -> None:
         k_state, v_state = self._raw(op.k_state, values), self._raw(op.v_state, values)

@@ -17,10 +17,13 @@ ALL_MASKED: int
 BAD_HISTORY: int
 
 Rotation = tuple[Sequence[float], float, bool]  # inverse frequencies, magnitude, neox style
+Cache = tuple[int, int, int, int]  # key/value heads, head_dim, page_size, ggml number of the dtype
 
 def available_isas() -> list[str]: ...
-def attention_scratch_bytes(n_group: int, head_dim: int) -> int: ...
 def matmul_scratch(n: int) -> int: ...
+def attention_workspace_bytes(
+    *, cache: Cache, n_group: int, max_rows: int, max_cells: int, n_threads: int
+) -> int: ...
 def allocate(n_bytes: int) -> Bytes | None: ...
 def dequantize(isa: str, raw: Bytes, dtype: int, n: int) -> F32: ...
 def sample(logits: F32, history: I32, mask: Mask | None, params: SamplingParams) -> int: ...
@@ -90,9 +93,7 @@ class Segment:
         cells: int,
         k_state: int,
         v_state: int,
-        n_head: int,
-        head_dim: int,
-        is_half: bool,
+        cache: Cache,
         rotation: Rotation,
         n: int,
     ) -> None: ...
@@ -108,13 +109,11 @@ class Segment:
         out: int,
         workspace: int,
         n_head: int,
-        n_kv: int,
-        head_dim: int,
-        page_size: int,
+        cache: Cache,
         window: int,
         scale: float,
         softcap: float,
-        is_half: bool,
+        max_rows: int,
         n: int,
         n_pages: int,
     ) -> None: ...

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from kernels.backend import Allocations, Binding, OutOfMemory
 from kernels.cpu import _cpu
 from kernels.cpu.memory import CpuBuffer, allocate, round_to_pages
-from kernels.cpu.segment import VECTOR_BYTES, WORD_BYTES, SegmentBuilder
+from kernels.cpu.segment import VECTOR_BYTES, WORD_BYTES, SegmentBuilder, native_cache
 from kernels.dtype import DType
 from kernels.ops.attention import Attention, StoreKV
 from kernels.ops.copy import Copy
@@ -25,7 +25,7 @@ ALIGNMENT = VECTOR_BYTES  # a cache line, and the widest vector
 MAX_THREADS = 1024
 EMULATED = "avx512-emulated"
 WEIGHT_DTYPES = frozenset(d for d in DType if d.is_quantized) | {DType.F32, DType.F16, DType.BF16}
-STATE_DTYPES = frozenset({DType.F32, DType.F16})
+STATE_DTYPES = frozenset({DType.F32, DType.F16, DType.Q8_0})
 
 
 def available_isas() -> list[str]:
@@ -95,7 +95,14 @@ class CpuBackend:
                 return f"no kernel for {type(op).__name__}"
 
     def workspace_bytes(self, op: Op, bounds: Bounds) -> int:
-        """Scratch: of each thread the panels and sums of a product or of attention; quantised activations."""
+        """Scratch: of each thread the panels and sums of a product or of attention, and results that are shared.
+
+        A product takes for each thread 32 KiB of panels and 256 bytes for each of at most 256 rows of activations,
+        and once all activations as int8.
+        Attention takes for each thread two rows per query it works on (96 queries, or those of one row) and
+        32 cells of keys and values as floats: 90 KiB with 4 queries to a key of 64.  Where rows are few, each
+        chunk of 512 cells of the longest context has a result of its own, 4 items of it per thread at most.
+        """
         match op:
             case Matmul():
                 n = value_of(op.x.shape[0], bounds)
@@ -104,7 +111,13 @@ class CpuBackend:
                 return panels + n * n_groups * _cpu.ACT_GROUP_BYTES
             case Attention():
                 n_group = _width(op.q) // _width(op.k_state)
-                return self.n_threads * _cpu.attention_scratch_bytes(n_group, op.head_dim)
+                return _cpu.attention_workspace_bytes(
+                    cache=native_cache(op),
+                    n_group=n_group,
+                    max_rows=value_of(op.q.shape[0], bounds),
+                    max_cells=value_of(op.tables.shape[1], bounds) * op.page_size,
+                    n_threads=self.n_threads,
+                )
             case _:
                 return 0
 

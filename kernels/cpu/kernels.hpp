@@ -99,12 +99,23 @@ struct RopeArgs {
     Rotation rotation;
 };
 
+// What a state holds of one key/value head in one page, and how: kernels/ops/attention.py.
+struct CacheShape {
+    int64_t n_kv, head_dim, page_size;
+    DType dtype;  // F32, F16 or Q8_0
+
+    constexpr int64_t region_bytes() const {
+        const int64_t n = page_size * head_dim;
+        return dtype == DType::F32 ? 4 * n : dtype == DType::F16 ? 2 * n : n / 32 * 34;
+    }
+};
+
 struct StoreArgs {
     const float *k, *v;
     const int32_t *positions, *cells;
     uint8_t *k_state, *v_state;
-    int64_t n, n_head, head_dim;
-    bool is_half, is_rotated;
+    CacheShape cache;
+    bool is_rotated;
     Rotation rotation;
 };
 
@@ -113,18 +124,39 @@ struct AttentionArgs {
     const uint8_t *k_state, *v_state;
     const int32_t *tables, *rows, *n_visible;
     float* out;
-    int64_t n_head, n_kv, head_dim, page_size, n_pages, window;
+    CacheShape cache;
+    int64_t n_head, n_pages, window;
     float scale, softcap;
-    bool is_half;
+
+    constexpr int64_t n_group() const { return n_head / cache.n_kv; }
 };
 
-constexpr int64_t kAttentionCells = 32;  // cells between two rescalings of the online softmax
+// Cells of one step of the online softmax, and cells whose steps make one partial result.  Both are counted from
+// a sequence's first cell, so that neither batch nor threads decide where a row's sums are cut.
+constexpr int64_t kAttentionStep = 32, kAttentionChunk = 512;
+// Queries (row and head) that one item works on: keys and values are unpacked once for all of them.
+constexpr int64_t kAttentionQueries = 96;
 
-// Floats of scratch that one thread needs for a group of query heads.
-constexpr int64_t attention_scratch(int64_t n_group, int64_t head_dim) {
-    const int64_t padded = (head_dim + 15) / 16 * 16;
-    return n_group * (2 * padded + kAttentionCells + 2);
+constexpr int64_t whole_vectors(int64_t n) { return (n + 15) / 16 * 16; }
+
+// Rows of one sequence, each seeing one cell more than the one before, at one key/value head.
+struct AttentionItem {
+    int64_t row, n_rows, kv;
+    int64_t chunk;   // the only one to work on, or -1
+    float* partial;  // of that chunk
+};
+
+// Floats that n_queries queries need while they are worked on, on one thread.
+constexpr int64_t attention_scratch(const CacheShape& cache, int64_t n_queries) {
+    const int64_t padded = whole_vectors(cache.head_dim);
+    const int64_t queries = n_queries * (2 * padded + kAttentionStep + 5);
+    const int64_t quantized = cache.dtype == DType::Q8_0 ? n_queries * (padded / 4 + padded / 32 + 1) : 0;
+    // keys and values of one step as floats, and their bytes gathered where pages do not hold whole steps
+    return whole_vectors(queries) + whole_vectors(quantized) + 4 * kAttentionStep * padded;
 }
+
+// Floats of one chunk's result: for each query of the group its values, their scale's exponent, and their weight.
+constexpr int64_t attention_partial(int64_t n_group, int64_t head_dim) { return n_group * (head_dim + 2); }
 
 constexpr int kReadStep = 256;  // bytes between two looks at a stream's end
 
@@ -142,10 +174,12 @@ struct Kernels {
     void (*matmul)(const MatmulArgs&, int64_t begin, int64_t end);  // rows of the weight
     void (*rows)(const RowsArgs&, int64_t begin, int64_t end);      // ids
     void (*dequantize)(const uint8_t* raw, float* out, int64_t n, DType);
-    void (*rms_norm)(const NormArgs&, int64_t begin, int64_t end);          // chunks
-    void (*rope)(const RopeArgs&, int64_t begin, int64_t end);              // heads, counted through all rows
-    void (*store_kv)(const StoreArgs&, int64_t begin, int64_t end);         // heads: each thread writes its own columns
-    void (*attention)(const AttentionArgs&, int64_t item, float* scratch);  // row * n_kv + kv head
+    void (*rms_norm)(const NormArgs&, int64_t begin, int64_t end);   // chunks
+    void (*rope)(const RopeArgs&, int64_t begin, int64_t end);       // heads, counted through all rows
+    void (*store_kv)(const StoreArgs&, int64_t begin, int64_t end);  // heads, counted through all rows
+    void (*attention)(const AttentionArgs&, const AttentionItem&, float* scratch);
+    // the partial results of all chunks of a row, in order, to its output
+    void (*merge_chunks)(const AttentionArgs&, int64_t row, int64_t kv, const float* partials);
     void (*swiglu)(const float* gate, const float* up, float* out, int64_t begin, int64_t end);
     Limits limits;
 };

@@ -3,7 +3,7 @@
 #include <atomic>
 #include <chrono>
 
-#include "segment.hpp"
+#include "steps.hpp"
 
 namespace cpu {
 namespace {
@@ -15,7 +15,7 @@ Measured measure(Pool& pool, Part part) {
         const Part& part;
         std::atomic<uint64_t> total{0};
     } work{part};
-    const auto task = [](const void* context, int thread) {
+    const auto task = [](const void* context, const PoolThread& thread) {
         // the pool hands the context through as it came in
         auto& mine = *static_cast<Work*>(const_cast<void*>(context));
         mine.total.fetch_add(mine.part(thread), std::memory_order_relaxed);
@@ -30,18 +30,21 @@ Measured measure(Pool& pool, Part part) {
 
 Measured measure_read(Pool& pool, const Kernels& kernels, const uint8_t* data, int64_t n_bytes) {
     const int64_t whole = n_bytes / kReadStep * kReadStep;
-    return measure(pool, [&](int thread) {
-        const Share share(whole, kReadStep, thread, pool.n_threads());
-        return kernels.limits.read_words(data + share.begin, share.end - share.begin);
+    return measure(pool, [&](const PoolThread& thread) {
+        uint64_t total = 0;
+        share(thread, whole, kReadStep, [&](int64_t begin, int64_t end) {
+            total += kernels.limits.read_words(data + begin, end - begin);
+        });
+        return total;
     });
 }
 
 Measured measure_int8(Pool& pool, const Kernels& kernels, int64_t n_rounds) {
-    return measure(pool, [&](int) { return static_cast<uint64_t>(kernels.limits.int8_chain(n_rounds)); });
+    return measure(pool, [&](const PoolThread&) { return static_cast<uint64_t>(kernels.limits.int8_chain(n_rounds)); });
 }
 
 Measured measure_f32(Pool& pool, const Kernels& kernels, int64_t n_rounds) {
-    return measure(pool, [&](int) { return static_cast<uint64_t>(kernels.limits.f32_chain(n_rounds)); });
+    return measure(pool, [&](const PoolThread&) { return static_cast<uint64_t>(kernels.limits.f32_chain(n_rounds)); });
 }
 
 }  // namespace cpu

@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <new>
 #include <stdexcept>
 
@@ -34,6 +35,13 @@ using ConstBytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::dev
 using Bytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>, nb::c_contig>;
 // (inv_freq, magnitude, is_neox)
 using RotationIn = std::tuple<std::vector<float>, float, bool>;
+
+// (n_kv, head_dim, page_size, dtype)
+using CacheIn = std::tuple<int64_t, int64_t, int64_t, int>;
+
+CacheShape cache_of(const CacheIn& in) {
+    return {std::get<0>(in), std::get<1>(in), std::get<2>(in), static_cast<DType>(std::get<3>(in))};
+}
 
 template <class T>
 T* at(Address address) {
@@ -98,28 +106,24 @@ void add_rope(Segment& s, Address x, Address positions, Address out, int64_t n_h
 }
 
 void add_store_kv(Segment& s, Address k, Address v, Address positions, Address cells, Address k_state, Address v_state,
-                  int64_t n_head, int64_t head_dim, bool is_half, const RotationIn& rotation, Dim n) {
+                  const CacheIn& cache, const RotationIn& rotation, Dim n) {
     auto step = std::make_unique<StoreStep>();
     const Rotation turn = rotation_of(rotation, step->inv_freq);
-    step->args = {at<float>(k),
-                  at<float>(v),
-                  at<int32_t>(positions),
-                  at<int32_t>(cells),
-                  at<uint8_t>(k_state),
-                  at<uint8_t>(v_state),
-                  0,
-                  n_head,
-                  head_dim,
-                  is_half,
-                  turn.n_pair > 0,
-                  turn};
+    step->args = {at<float>(k),       at<float>(v),         at<int32_t>(positions),
+                  at<int32_t>(cells), at<uint8_t>(k_state), at<uint8_t>(v_state),
+                  cache_of(cache),    turn.n_pair > 0,      turn};
     step->n = n;
     s.add(std::move(step));
 }
 
+// The largest number of queries an item has when there are n_rows rows at most.
+int64_t item_queries(int64_t n_group, int64_t n_rows) {
+    return std::max(n_group, std::min(kAttentionQueries / n_group, n_rows) * n_group);
+}
+
 void add_attention(Segment& s, Address q, Address k_state, Address v_state, Address tables, Address rows,
-                   Address n_visible, Address out, Address workspace, int64_t n_head, int64_t n_kv, int64_t head_dim,
-                   int64_t page_size, int64_t window, float scale, float softcap, bool is_half, Dim n, Dim n_pages) {
+                   Address n_visible, Address out, Address workspace, int64_t n_head, const CacheIn& cache,
+                   int64_t window, float scale, float softcap, int64_t max_rows, Dim n, Dim n_pages) {
     auto step = std::make_unique<AttentionStep>();
     step->args = {at<float>(q),
                   at<uint8_t>(k_state),
@@ -128,20 +132,27 @@ void add_attention(Segment& s, Address q, Address k_state, Address v_state, Addr
                   at<int32_t>(rows),
                   at<int32_t>(n_visible),
                   at<float>(out),
+                  cache_of(cache),
                   n_head,
-                  n_kv,
-                  head_dim,
-                  page_size,
                   0,
                   window,
                   scale,
-                  softcap,
-                  is_half};
+                  softcap};
+    step->max_queries = item_queries(step->args.n_group(), max_rows);
+    step->thread_floats = attention_scratch(step->args.cache, step->max_queries);
     step->scratch = at<float>(workspace);
-    step->thread_floats = attention_scratch(n_head / n_kv, head_dim);
+    step->partials = step->scratch + s.n_threads() * step->thread_floats;
     step->n = n;
     step->n_pages = n_pages;
     s.add(std::move(step));
+}
+
+int64_t attention_workspace_bytes(const CacheIn& cache, int64_t n_group, int64_t max_rows, int64_t max_cells,
+                                  int64_t n_threads) {
+    const CacheShape shape = cache_of(cache);
+    const int64_t floats = n_threads * attention_scratch(shape, item_queries(n_group, max_rows)) +
+                           AttentionStep::partial_floats(shape, n_group, max_rows, max_cells, n_threads);
+    return floats * static_cast<int64_t>(sizeof(float));
 }
 
 void add_swiglu(Segment& s, Address gate, Address up, Address out, int64_t width, Dim n) {
@@ -267,13 +278,9 @@ NB_MODULE(_cpu, m) {
         for (const Kernels* kernels : available_kernels()) names.emplace_back(kernels->name);
         return names;
     });
-    m.def(
-        "attention_scratch_bytes",
-        [](int64_t n_group, int64_t head_dim) {
-            return attention_scratch(n_group, head_dim) * static_cast<int64_t>(sizeof(float));
-        },
-        "n_group"_a, "head_dim"_a);
     m.def("matmul_scratch", &matmul_scratch, "n"_a);
+    m.def("attention_workspace_bytes", &attention_workspace_bytes, nb::kw_only(), "cache"_a, "n_group"_a, "max_rows"_a,
+          "max_cells"_a, "n_threads"_a);
     m.def("allocate", &allocate, "n_bytes"_a);
     m.def("dequantize", &dequantize, "isa"_a, "raw"_a, "dtype"_a, "n"_a);
 
@@ -297,10 +304,10 @@ NB_MODULE(_cpu, m) {
         .def("add_rope", &add_rope, nb::kw_only(), "x"_a, "positions"_a, "out"_a, "n_head"_a, "head_dim"_a,
              "rotation"_a, "n"_a)
         .def("add_store_kv", &add_store_kv, nb::kw_only(), "k"_a, "v"_a, "positions"_a, "cells"_a, "k_state"_a,
-             "v_state"_a, "n_head"_a, "head_dim"_a, "is_half"_a, "rotation"_a, "n"_a)
+             "v_state"_a, "cache"_a, "rotation"_a, "n"_a)
         .def("add_attention", &add_attention, nb::kw_only(), "q"_a, "k_state"_a, "v_state"_a, "tables"_a, "rows"_a,
-             "n_visible"_a, "out"_a, "workspace"_a, "n_head"_a, "n_kv"_a, "head_dim"_a, "page_size"_a, "window"_a,
-             "scale"_a, "softcap"_a, "is_half"_a, "n"_a, "n_pages"_a)
+             "n_visible"_a, "out"_a, "workspace"_a, "n_head"_a, "cache"_a, "window"_a, "scale"_a, "softcap"_a,
+             "max_rows"_a, "n"_a, "n_pages"_a)
         .def("add_swiglu", &add_swiglu, nb::kw_only(), "gate"_a, "up"_a, "out"_a, "width"_a, "n"_a)
         .def("add_copy", &add_copy, nb::kw_only(), "source"_a, "target"_a, "item_bytes"_a, "dims"_a)
         .def("check_index", &check_index, nb::kw_only(), "name"_a, "data"_a, "limit"_a, "n"_a)

@@ -78,25 +78,23 @@ void Pool::barrier() {
 
 void Pool::run(Task task, const void* context) {
     const std::lock_guard<std::mutex> guard(is_running_);
-    if (n_threads_ == 1) {
-        task(context, worker(0));
-        return;
-    }
     task_ = task;
     context_ = context;
-    generation_.fetch_add(1, std::memory_order_release);
-    generation_.notify_all();
-    task(context, worker(0));
+    if (n_threads_ > 1) {
+        generation_.fetch_add(1, std::memory_order_release);
+        generation_.notify_all();
+    }
+    task(context, thread(0));
     barrier();
 }
 
-void Pool::work(int thread) {
-    name_thread(thread);
+void Pool::work(int index) {
+    name_thread(index);
     for (uint32_t seen = 0;;) {
         wait_while(generation_, seen);
         seen++;
         if (is_stopping_.load(std::memory_order_relaxed)) return;
-        task_(context_, worker(thread));
+        task_(context_, this->thread(index));
         barrier();
     }
 }

@@ -15,15 +15,15 @@ namespace cpu {
 
 // One of the threads of a run.  Between two barriers each of 0, 1, 2... is taken by just one of them: work is handed
 // out as threads become free, so that one that was held up by the system holds up nobody else.
-struct Worker {
-    int thread, n_threads;
+struct PoolThread {
+    int index, n_threads;
     std::atomic<int64_t>& next;
     int64_t take() const { return next.fetch_add(1, std::memory_order_relaxed); }
 };
 
 class Pool {
 public:
-    using Task = void (*)(const void* context, const Worker& worker);
+    using Task = void (*)(const void* context, const PoolThread& thread);
 
     // n_threads includes the caller of `run`; n_threads >= 1.
     explicit Pool(int n_threads);
@@ -33,15 +33,15 @@ public:
 
     int n_threads() const { return n_threads_; }
 
-    // Runs task(context, worker) on threads 0..n_threads-1 and returns when all have; one run at a time.
+    // Runs task(context, thread) on threads 0..n_threads-1 and returns when all have; one run at a time.
     void run(Task task, const void* context);
 
     // Inside a task: returns when all threads have called it.
     void barrier();
 
 private:
-    void work(int thread);
-    Worker worker(int thread) { return {thread, n_threads_, next_}; }
+    void work(int index);
+    PoolThread thread(int index) { return {index, n_threads_, next_}; }
     void wait_while(const std::atomic<uint32_t>& word, uint32_t old) const;
 
     const int n_threads_;
@@ -50,7 +50,7 @@ private:
     Task task_ = nullptr;
     const void* context_ = nullptr;
     alignas(64) std::atomic<uint32_t> generation_{0};  // counts runs; a change starts one
-    alignas(64) std::atomic<int64_t> next_{0};         // for Worker::take; a barrier sets it back
+    alignas(64) std::atomic<int64_t> next_{0};         // for PoolThread::take; a barrier sets it back
     alignas(64) std::atomic<uint32_t> n_arrived_{0};
     alignas(64) std::atomic<uint32_t> phase_{0};  // counts barriers; a change opens one
     std::atomic<bool> is_stopping_{false};

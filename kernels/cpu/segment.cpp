@@ -43,11 +43,11 @@ struct Run {
     Pool& pool;
 };
 
-void execute(const void* context, const Worker& worker) {
+void execute(const void* context, const PoolThread& thread) {
     const Run& run = *static_cast<const Run*>(context);
     for (const std::unique_ptr<Step>& step : run.steps) {
         for (int phase = 0; phase < step->n_phases(); phase++) {
-            step->run(run.kernels, run.values, phase, worker);
+            step->run(run.kernels, run.values, phase, thread);
             run.pool.barrier();
         }
     }

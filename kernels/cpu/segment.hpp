@@ -24,7 +24,7 @@ public:
     virtual ~Step() = default;
     virtual int n_phases() const { return 1; }
     // One thread's part; a barrier follows every phase.
-    virtual void run(const Kernels&, const Values&, int phase, const Worker&) const = 0;
+    virtual void run(const Kernels&, const Values&, int phase, const PoolThread&) const = 0;
 };
 
 // Every value of an index array lies in 0..limit-1.

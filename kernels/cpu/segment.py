@@ -17,6 +17,8 @@ ABSENT = 0
 WORD_BYTES = 4
 VECTOR_BYTES = 64
 
+NativeCache = tuple[int, int, int, int]  # key/value heads, head_dim, page_size, ggml number of the dtype
+
 
 class SegmentBuilder:
     """Adds ops, in order, to a native segment."""
@@ -123,9 +125,7 @@ class SegmentBuilder:
             cells=self._index(op.cells),
             k_state=self._write(op.k_state),
             v_state=self._write(op.v_state),
-            n_head=_width(op.k) // op.head_dim,
-            head_dim=op.head_dim,
-            is_half=op.k_state.dtype is DType.F16,
+            cache=native_cache(op),
             rotation=_native(op.rotation),
             n=self._dim(op.k.shape[0]),
         )
@@ -142,13 +142,11 @@ class SegmentBuilder:
             out=self._write(op.out),
             workspace=self._workspace,
             n_head=_width(op.q) // op.head_dim,
-            n_kv=_width(op.k_state) // op.head_dim,
-            head_dim=op.head_dim,
-            page_size=op.page_size,
+            cache=native_cache(op),
             window=op.window,
             scale=op.scale,
             softcap=op.softcap,
-            is_half=op.k_state.dtype is DType.F16,
+            max_rows=value_of(op.q.shape[0], self._binding.bounds),
             n=self._dim(op.q.shape[0]),
             n_pages=self._dim(op.tables.shape[1]),
         )
@@ -239,6 +237,12 @@ class SegmentBuilder:
         if tensor.role is not Role.WEIGHT and address % WORD_BYTES:
             raise ValueError(f"{tensor} at {address:#x} is not aligned to {WORD_BYTES} bytes")
         return address
+
+
+def native_cache(op: StoreKV | Attention) -> NativeCache:
+    """The cache of an op as the native side takes it."""
+    n_kv = _width(op.k_state) // op.head_dim
+    return n_kv, op.head_dim, op.page_size, op.k_state.dtype.ggml_id
 
 
 def _native(rotation: Rotation | None) -> tuple[list[float], float, bool]:

@@ -121,9 +121,32 @@ KERNEL_INLINE F fma(F a, F b, F c) {
 #endif
 }
 
+#if KERNEL_LANES != 8
+KERNEL_INLINE F8 fma(F8 a, F8 b, F8 c) {
+#if defined(KERNEL_X86)
+    return _mm256_fmadd_ps(a, b, c);
+#elif defined(KERNEL_NEON)
+    const float32x4_t low = vfmaq_f32(load<float32x4_t>(&c), load<float32x4_t>(&a), load<float32x4_t>(&b));
+    const auto high = [](const F8& v) { return load<float32x4_t>(reinterpret_cast<const float*>(&v) + 4); };
+    return (F8)join(low, vfmaq_f32(high(c), high(a), high(b)));
+#else
+    return a * b + c;
+#endif
+}
+#endif
+
 KERNEL_INLINE F select(I mask, F yes, F no) { return (F)(((I)yes & mask) | ((I)no & ~mask)); }
 
-KERNEL_INLINE F maximum(F a, F b) { return select(a > b, a, b); }
+// a > b ? a : b: a NaN in b stays, one in a does not.
+KERNEL_INLINE F maximum(F a, F b) {
+#if defined(KERNEL_AVX512)
+    return _mm512_max_ps(a, b);
+#elif defined(KERNEL_AVX2)
+    return _mm256_max_ps(a, b);
+#else
+    return select(a > b, a, b);
+#endif
+}
 
 // Sums halves onto one another: the same order whatever surrounds it.
 KERNEL_INLINE float sum(F8 v) {
@@ -148,12 +171,21 @@ KERNEL_INLINE float sum(F v) {
 }
 #endif
 
+// Of lanes that are not NaN.
 KERNEL_INLINE float largest(F v) {
+#if defined(KERNEL_AVX512)
+    return _mm512_reduce_max_ps(v);
+#elif defined(KERNEL_AVX2)
+    const __m128 fours = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 twos = _mm_max_ps(fours, _mm_movehl_ps(fours, fours));
+    return _mm_cvtss_f32(_mm_max_ss(twos, _mm_movehdup_ps(twos)));
+#else
     float x[kLanes];
     store(x, v);
     float top = x[0];
     for (int i = 1; i < kLanes; i++) top = x[i] > top ? x[i] : top;
     return top;
+#endif
 }
 
 // ---- halves of vectors
@@ -359,6 +391,18 @@ KERNEL_INLINE I dot_start(int32_t start) {
 #endif
 }
 
+typedef int8_t S4 __attribute__((vector_size(4 * KERNEL_LANES)));
+typedef int16_t H4 __attribute__((vector_size(8 * KERNEL_LANES)));
+
+// Sums of four neighbours.
+KERNEL_INLINE I sum_fours(H4 products) {
+    typedef int32_t I2 __attribute__((vector_size(8 * KERNEL_LANES)));
+    typedef uint64_t U __attribute__((vector_size(8 * KERNEL_LANES)));
+    const I2 halves = (I2)products, pairs = (halves >> 16) + (I2)((I2)(halves << 16) >> 16);
+    const U wide = (U)pairs;  // the low half of a modular sum is right whatever the high half is
+    return __builtin_convertvector(wide + (wide >> 32), I);
+}
+
 // sum + bytes * x: x is four signed bytes in -127..127.
 KERNEL_INLINE I dot_add(I sum, W bytes, const int8_t* x) {
 #if defined(KERNEL_AVX512)
@@ -373,10 +417,6 @@ KERNEL_INLINE I dot_add(I sum, W bytes, const int8_t* x) {
 #elif defined(KERNEL_NEON)
     return (I)vdotq_s32((int32x4_t)sum, (int8x16_t)bytes, (int8x16_t)vdupq_n_s32(load<int32_t>(x)));
 #else
-    typedef int8_t S4 __attribute__((vector_size(4 * KERNEL_LANES)));
-    typedef int16_t H4 __attribute__((vector_size(8 * KERNEL_LANES)));
-    typedef int32_t I2 __attribute__((vector_size(8 * KERNEL_LANES)));
-    typedef uint64_t U __attribute__((vector_size(8 * KERNEL_LANES)));
     const S4 same = (S4)(I{} + load<int32_t>(x));
     H4 products;
     if constexpr (kTakesUnsigned) {
@@ -384,9 +424,7 @@ KERNEL_INLINE I dot_add(I sum, W bytes, const int8_t* x) {
     } else {
         products = __builtin_convertvector((S4)bytes, H4) * __builtin_convertvector(same, H4);
     }
-    const I2 halves = (I2)products, pairs = (halves >> 16) + (I2)((I2)(halves << 16) >> 16);
-    const U wide = (U)pairs;  // the low half of a modular sum is right whatever the high half is
-    return sum + __builtin_convertvector(wide + (wide >> 32), I);
+    return sum + sum_fours(products);
 #endif
 }
 
@@ -396,6 +434,48 @@ KERNEL_INLINE I dot_total(I sum) {
     return (I)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(1));
 #else
     return sum;
+#endif
+}
+
+// The same word of four bytes in every lane.
+KERNEL_INLINE W splat_word(const int8_t* p) {
+    I v;
+    const int32_t word = load<int32_t>(p);
+#if defined(KERNEL_AVX512)
+    v = (I)_mm512_set1_epi32(word);
+#elif defined(KERNEL_AVX2)
+    v = (I)_mm256_set1_epi32(word);
+#else
+    v = I{} + word;
+#endif
+    return (W)v;
+}
+
+// total + the products of four neighbouring signed bytes, each in -127..127.
+KERNEL_INLINE I add_dot(I total, W a, W b) {
+#if defined(KERNEL_AVX512)
+    const __m512i x = (__m512i)a, y = (__m512i)b;
+    const __m512i flipped = _mm512_mask_sub_epi8(y, _mm512_movepi8_mask(x), _mm512_setzero_si512(), y);
+    return (I)_mm512_dpbusd_epi32((__m512i)total, _mm512_abs_epi8(x), flipped);
+#elif defined(KERNEL_AVX2)
+    const __m256i x = (__m256i)a;
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8((__m256i)b, x));
+    return total + (I)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#elif defined(KERNEL_NEON)
+    return (I)vdotq_s32((int32x4_t)total, (int8x16_t)a, (int8x16_t)b);
+#else
+    return total + sum_fours(__builtin_convertvector((S4)a, H4) * __builtin_convertvector((S4)b, H4));
+#endif
+}
+
+// kLanes signed bytes as floats.
+KERNEL_INLINE F bytes_to_floats(const void* p) {
+#if defined(KERNEL_AVX512)
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))));
+#elif defined(KERNEL_AVX2)
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
+#else
+    return __builtin_convertvector(__builtin_convertvector(load<S>(p), I), F);
 #endif
 }
 
@@ -413,6 +493,7 @@ KERNEL_INLINE Sum dot_add_wide(Sum sum, Integers integers, const int16_t* x) {
 #endif
 }
 
+// The same for vectors of 256 bits, whatever W has.
 #if KERNEL_LANES == 8
 KERNEL_INLINE I8 dot_total_8(I8 sum) { return dot_total(sum); }
 KERNEL_INLINE I8 dot_start_8(int32_t start) { return dot_start(start); }
@@ -424,12 +505,14 @@ KERNEL_INLINE I8 dot_add_8(I8 sum, B32 bytes, const int8_t* x) {
 #if defined(KERNEL_AVX512)
     return (I8)_mm256_dpbusd_epi32((__m256i)sum, (__m256i)bytes, _mm256_set1_epi32(load<int32_t>(x)));
 #else
-    W both{};
-    std::memcpy(&both, &bytes, sizeof bytes);
-    const I products = dot_add(I{}, both, x);
-    I8 low;
-    std::memcpy(&low, &products, sizeof low);
-    return sum + low;
+    constexpr int kParts = KERNEL_LANES < 8 ? 8 / KERNEL_LANES : 1;
+    W parts[kParts] = {};
+    std::memcpy(parts, &bytes, sizeof bytes);
+    I sums[kParts] = {};
+    std::memcpy(sums, &sum, sizeof sum);
+    for (int i = 0; i < kParts; i++) sums[i] = dot_add(sums[i], parts[i], x);
+    std::memcpy(&sum, sums, sizeof sum);
+    return sum;
 #endif
 }
 #endif
@@ -514,14 +597,6 @@ KERNEL_INLINE void transpose(B32 (&rows)[8]) {
     }
     for (int r = 0; r < 8; r++) rows[r] = load<B32>(to[r]);
 #endif
-}
-
-// An 8 by 8 tile of floats; strides in elements.
-KERNEL_INLINE void transpose_floats(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
-    B32 rows[8];
-    for (int r = 0; r < 8; r++) rows[r] = load<B32>(from + r * from_stride);
-    transpose(rows);
-    for (int r = 0; r < 8; r++) store(to + r * to_stride, rows[r]);
 }
 
 // ---- functions

@@ -12,11 +12,11 @@ namespace cpu {
 
 // Calls f(begin, end) for this thread's pieces of 0..n, each a multiple of `grain` but the last.
 template <class F>
-void share(const Worker& worker, int64_t n, int64_t grain, F f) {
+void share(const PoolThread& thread, int64_t n, int64_t grain, F f) {
     // pieces enough that threads end together, few enough that taking one costs nothing
-    const int64_t n_pieces = 16 * worker.n_threads, n_grains = (n + grain - 1) / grain;
+    const int64_t n_pieces = 16 * thread.n_threads, n_grains = (n + grain - 1) / grain;
     const int64_t piece = std::max<int64_t>(1, (n_grains + n_pieces - 1) / n_pieces) * grain;
-    for (int64_t begin; (begin = worker.take() * piece) < n;) f(begin, std::min(n, begin + piece));
+    for (int64_t begin; (begin = thread.take() * piece) < n;) f(begin, std::min(n, begin + piece));
 }
 
 // 64 bytes of floats: two threads never write to one cache line, and vectors are whole
@@ -25,8 +25,8 @@ constexpr int64_t kLineFloats = 16;
 struct RowsStep final : Step {
     RowsArgs args;
     Dim n;
-    void run(const Kernels& kernels, const Values& values, int, const Worker& worker) const override {
-        share(worker, value_of(n, values), 1, [&](int64_t begin, int64_t end) { kernels.rows(args, begin, end); });
+    void run(const Kernels& kernels, const Values& values, int, const PoolThread& thread) const override {
+        share(thread, value_of(n, values), 1, [&](int64_t begin, int64_t end) { kernels.rows(args, begin, end); });
     }
 };
 
@@ -34,8 +34,8 @@ struct NormStep final : Step {
     NormArgs args;
     int64_t chunks_per_row;
     Dim n;
-    void run(const Kernels& kernels, const Values& values, int, const Worker& worker) const override {
-        share(worker, value_of(n, values) * chunks_per_row, 1,
+    void run(const Kernels& kernels, const Values& values, int, const PoolThread& thread) const override {
+        share(thread, value_of(n, values) * chunks_per_row, 1,
               [&](int64_t begin, int64_t end) { kernels.rms_norm(args, begin, end); });
     }
 };
@@ -48,15 +48,15 @@ struct MatmulStep final : Step {
     Dim n;
     bool quantizes;
     int n_phases() const override { return quantizes ? 2 : 1; }
-    void run(const Kernels& kernels, const Values& values, int phase, const Worker& worker) const override {
+    void run(const Kernels& kernels, const Values& values, int phase, const PoolThread& thread) const override {
         MatmulArgs now = args;
         now.n = value_of(n, values);
-        now.scratch = args.scratch + worker.thread * thread_floats;
+        now.scratch = args.scratch + thread.index * thread_floats;
         if (quantizes && phase == 0) {
-            share(worker, now.n * ((now.n_in + ActGroup::kSize - 1) / ActGroup::kSize), 1,
+            share(thread, now.n * ((now.n_in + ActGroup::kSize - 1) / ActGroup::kSize), 1,
                   [&](int64_t begin, int64_t end) { kernels.quantize(now.x, acts, now.n, now.n_in, begin, end); });
         } else if (now.n > 0) {
-            share(worker, now.n_out, now.n < kFewColumns ? kPanelRows : kMatmulRows,
+            share(thread, now.n_out, now.n < kFewColumns ? kPanelRows : kMatmulRows,
                   [&](int64_t begin, int64_t end) { kernels.matmul(now, begin, end); });
         }
     }
@@ -66,8 +66,8 @@ struct RopeStep final : Step {
     RopeArgs args;
     std::vector<float> inv_freq;
     Dim n;
-    void run(const Kernels& kernels, const Values& values, int, const Worker& worker) const override {
-        share(worker, value_of(n, values) * args.n_head, 1,
+    void run(const Kernels& kernels, const Values& values, int, const PoolThread& thread) const override {
+        share(thread, value_of(n, values) * args.n_head, 1,
               [&](int64_t begin, int64_t end) { kernels.rope(args, begin, end); });
     }
 };
@@ -76,25 +76,86 @@ struct StoreStep final : Step {
     StoreArgs args;
     std::vector<float> inv_freq;
     Dim n;
-    void run(const Kernels& kernels, const Values& values, int, const Worker& worker) const override {
-        StoreArgs now = args;
-        now.n = value_of(n, values);
-        share(worker, now.n_head, 1, [&](int64_t begin, int64_t end) { kernels.store_kv(now, begin, end); });
+    void run(const Kernels& kernels, const Values& values, int, const PoolThread& thread) const override {
+        share(thread, value_of(n, values) * args.cache.n_kv, 1,
+              [&](int64_t begin, int64_t end) { kernels.store_kv(args, begin, end); });
     }
 };
 
+// Items are runs of a sequence's rows at one key/value head.  Where rows and heads are too few to balance the
+// threads, the chunks of a row are items of their own and phase two merges them: the same sums in the same order.
 struct AttentionStep final : Step {
     AttentionArgs args;
-    float* scratch;
-    int64_t thread_floats;
+    float *scratch, *partials;  // per thread; [row, key/value head, chunk], or null
+    int64_t thread_floats, max_queries;
     Dim n, n_pages;
-    void run(const Kernels& kernels, const Values& values, int, const Worker& worker) const override {
+
+    int n_phases() const override { return 2; }
+
+    void run(const Kernels& kernels, const Values& values, int phase, const PoolThread& thread) const override {
         AttentionArgs now = args;
         now.n_pages = value_of(n_pages, values);
-        share(worker, value_of(n, values) * now.n_kv, 1, [&](int64_t begin, int64_t end) {
-            for (int64_t item = begin; item < end; item++)
-                kernels.attention(now, item, scratch + worker.thread * thread_floats);
-        });
+        const int64_t n_rows = value_of(n, values), n_kv = now.cache.n_kv;
+        const int64_t n_chunks = (now.n_pages * now.cache.page_size + kAttentionChunk - 1) / kAttentionChunk;
+        if (n_chunks > 1 && is_split(n_rows, n_kv, thread.n_threads)) {
+            run_chunks(kernels, now, n_rows, n_chunks, phase, thread);
+        } else if (phase == 0) {
+            run_rows(kernels, now, n_rows, thread);
+        }
+    }
+
+    static bool is_split(int64_t n_rows, int64_t n_kv, int64_t n_threads) {
+        return n_threads > 1 && n_rows * n_kv < kItemsPerThread * n_threads;
+    }
+
+    // Floats for partial results of at most n_rows rows.
+    static int64_t partial_floats(const CacheShape& cache, int64_t n_group, int64_t n_rows, int64_t n_cells,
+                                  int64_t n_threads) {
+        if (n_threads == 1 || n_cells <= kAttentionChunk) return 0;
+        const int64_t n_items = std::min(n_rows * cache.n_kv, kItemsPerThread * n_threads);
+        const int64_t n_chunks = (n_cells + kAttentionChunk - 1) / kAttentionChunk;
+        return n_items * n_chunks * attention_partial(n_group, cache.head_dim);
+    }
+
+private:
+    static constexpr int64_t kItemsPerThread = 4;
+
+    void run_chunks(const Kernels& kernels, const AttentionArgs& now, int64_t n_rows, int64_t n_chunks, int phase,
+                    const PoolThread& thread) const {
+        const int64_t n_kv = now.cache.n_kv, chunk_floats = attention_partial(now.n_group(), now.cache.head_dim);
+        int64_t count = 0, taken = thread.take();
+        for (int64_t unit = 0; unit < n_rows * n_kv; unit++) {
+            const int64_t row = unit / n_kv, kv = unit % n_kv, stop = now.n_visible[row];
+            const int64_t start = now.window > 0 ? std::max<int64_t>(0, stop - now.window - 1) : 0;
+            float* mine = partials + unit * n_chunks * chunk_floats;
+            if (phase == 1) {
+                if (unit != taken) continue;
+                kernels.merge_chunks(now, row, kv, mine);
+                taken = thread.take();
+                continue;
+            }
+            for (int64_t chunk = start / kAttentionChunk; chunk * kAttentionChunk < stop; chunk++) {
+                if (count++ != taken) continue;
+                kernels.attention(now, {row, 1, kv, chunk, mine + chunk * chunk_floats},
+                                  scratch + thread.index * thread_floats);
+                taken = thread.take();
+            }
+        }
+    }
+
+    void run_rows(const Kernels& kernels, const AttentionArgs& now, int64_t n_rows, const PoolThread& thread) const {
+        const int64_t max_rows = std::max<int64_t>(1, max_queries / now.n_group());
+        int64_t count = 0, taken = thread.take();
+        for (int64_t row = 0, next; row < n_rows; row = next) {
+            for (next = row + 1; next < n_rows && next < row + max_rows; next++) {
+                if (now.rows[next] != now.rows[row] || now.n_visible[next] != now.n_visible[next - 1] + 1) break;
+            }
+            for (int64_t kv = 0; kv < now.cache.n_kv; kv++) {
+                if (count++ != taken) continue;
+                kernels.attention(now, {row, next - row, kv, -1, nullptr}, scratch + thread.index * thread_floats);
+                taken = thread.take();
+            }
+        }
     }
 };
 
@@ -103,8 +164,8 @@ struct GateStep final : Step {
     float* out;
     int64_t width;
     Dim n;
-    void run(const Kernels& kernels, const Values& values, int, const Worker& worker) const override {
-        share(worker, value_of(n, values) * width, kLineFloats,
+    void run(const Kernels& kernels, const Values& values, int, const PoolThread& thread) const override {
+        share(thread, value_of(n, values) * width, kLineFloats,
               [&](int64_t begin, int64_t end) { kernels.swiglu(gate, up, out, begin, end); });
     }
 };
@@ -114,10 +175,10 @@ struct CopyStep final : Step {
     uint8_t* target;
     int64_t item_bytes;  // of what the dimensions count
     std::vector<Dim> dims;
-    void run(const Kernels&, const Values& values, int, const Worker& worker) const override {
+    void run(const Kernels&, const Values& values, int, const PoolThread& thread) const override {
         int64_t n_bytes = item_bytes;
         for (const Dim dim : dims) n_bytes *= value_of(dim, values);
-        share(worker, n_bytes, 4096, [&](int64_t begin, int64_t end) {
+        share(thread, n_bytes, 4096, [&](int64_t begin, int64_t end) {
             std::memcpy(target + begin, source + begin, static_cast<size_t>(end - begin));
         });
     }

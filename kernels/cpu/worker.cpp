@@ -18,22 +18,22 @@ namespace {
 struct Sampling {
     const Job& job;
     std::vector<Drawn>& drawn;
-    int n_threads;
 };
 
-void sample_rows(const void* context, int thread) {
-    const Sampling& sampling = *static_cast<const Sampling*>(context);
+void sample_row(const Sampling& sampling, size_t row) {
     const Job& job = sampling.job;
-    const Share share(static_cast<int64_t>(job.draws.size()), 1, thread, sampling.n_threads);
-    for (int64_t row = share.begin; row < share.end; row++) {
-        const Draw& draw = job.draws[static_cast<size_t>(row)];
-        Drawn& drawn = sampling.drawn[static_cast<size_t>(row)];
-        const float* logits = job.logits + row * job.n_vocab;
-        drawn.token = sample(logits, job.n_vocab, draw.history.data(), static_cast<int64_t>(draw.history.size()),
-                             nullptr, draw.params);
-        if (drawn.token >= 0 && draw.n_logprobs >= 0)
-            drawn.logprobs = logprobs(logits, job.n_vocab, drawn.token, draw.n_logprobs);
-    }
+    const Draw& draw = job.draws[row];
+    Drawn& drawn = sampling.drawn[row];
+    const float* logits = job.logits + static_cast<int64_t>(row) * job.n_vocab;
+    drawn.token = sample(logits, job.n_vocab, draw.history.data(), static_cast<int64_t>(draw.history.size()), nullptr,
+                         draw.params);
+    if (drawn.token >= 0 && draw.n_logprobs >= 0)
+        drawn.logprobs = logprobs(logits, job.n_vocab, drawn.token, draw.n_logprobs);
+}
+
+void sample_rows(const void* context, const PoolThread& thread) {
+    const Sampling& sampling = *static_cast<const Sampling*>(context);
+    for (size_t row; (row = static_cast<size_t>(thread.take())) < sampling.job.draws.size();) sample_row(sampling, row);
 }
 
 }  // namespace
@@ -105,11 +105,11 @@ void Worker::execute() {
         const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
         compute_s_.store(compute_s() + took.count(), std::memory_order_relaxed);
         drawn_.assign(job_.draws.size(), Drawn{});
-        const Sampling sampling{job_, drawn_, pool_->n_threads()};
+        const Sampling sampling{job_, drawn_};
         if (job_.draws.size() > 1) {
             pool_->run(sample_rows, &sampling);
-        } else {
-            sample_rows(&sampling, pool_->n_threads() - 1);  // whose share a single row is
+        } else if (!job_.draws.empty()) {
+            sample_row(sampling, 0);
         }
     } catch (...) {
         error_ = std::current_exception();

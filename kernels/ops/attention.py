@@ -4,6 +4,17 @@ Keys and values live in cells, cells in pages of `page_size`; a table names each
 The i-th cell of sequence s is `tables[s, i // page_size] * page_size + i % page_size`.  A row sees the first
 `n_visible[row]` cells of its sequence (its own is the last), of them only the last `window + 1` when
 window > 0 (BEHAVIOUR T7 counts a window without the row itself).
+
+A state is declared as [n_cells, n_head_kv * head_dim]; its bytes lie page by page, within a page head by
+head, and in a head's part as attention reads them:
+
+    f32, f16   keys [head_dim, page_size], so that a vector holds one dimension of neighbouring cells;
+               values [page_size, head_dim]
+    q8_0       32 dimensions of a cell share a scale, d = max |x| / 127; x is d * level.
+               keys: levels i8 [head_dim / 4, page_size, 4], then scales f16 [head_dim / 32, page_size];
+               values: levels i8 [page_size, head_dim], then scales f16 [page_size, head_dim / 32]
+
+`read_cells` and `write_cells` translate.
 """
 
 from dataclasses import dataclass
@@ -14,13 +25,17 @@ from kernels.ops.op import F32, I32, Array, Op
 from kernels.ops.rope import Rotation, rope_ref
 from kernels.tensor import Tensor
 
+LEVELS = 127.0  # a q8_0 level is -127..127
+BLOCK = 32  # dimensions that share a scale
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoreKV(Op):
     """Rotate k and write k and v into their cells.
 
     k, v [n, n_head_kv * head_dim] f32, positions [n] i32, cells [n] i32 (distinct), k_state, v_state
-    [n_cells, n_head_kv * head_dim] f16 or f32, written in place; other cells stay as they are.
+    [n_cells, n_head_kv * head_dim] f32, f16 or q8_0 (then 32 divides head_dim), written in place; other cells
+    stay as they are.
     """
 
     k: Tensor
@@ -30,6 +45,7 @@ class StoreKV(Op):
     k_state: Tensor
     v_state: Tensor
     head_dim: int
+    page_size: int
     rotation: Rotation | None = None
 
     @property
@@ -68,35 +84,94 @@ class Attention(Op):
     softcap: float = 0.0
 
 
+def read_cells(state: Array, n_head_kv: int, head_dim: int, page_size: int, is_keys: bool) -> Array:
+    """A copy of a state, laid out by cells: [n_cells, n_head_kv, head_dim], f32 when the state is q8_0.
+
+    state is [n_cells, n_head_kv * head_dim], or the bytes of a q8_0 state.
+    """
+    if state.dtype != np.uint8:
+        if is_keys:
+            pages = state.reshape(-1, n_head_kv, head_dim, page_size).transpose(0, 3, 1, 2)
+        else:
+            pages = state.reshape(-1, n_head_kv, page_size, head_dim).transpose(0, 2, 1, 3)
+        return pages.reshape(-1, n_head_kv, head_dim).copy()
+    levels, scales = _quantized_parts(state, n_head_kv, head_dim, page_size, is_keys)
+    return (levels * scales[..., None]).reshape(-1, n_head_kv, head_dim)
+
+
+def write_cells(
+    state: Array, cells: I32, values: F32, n_head_kv: int, head_dim: int, page_size: int, is_keys: bool
+) -> None:
+    """Write values [n, n_head_kv * head_dim] into these cells of a state, which changes."""
+    n_blocks = head_dim // BLOCK
+    page, inside = cells // page_size, cells % page_size
+    if state.dtype != np.uint8:
+        heads = values.reshape(-1, n_head_kv, head_dim).astype(state.dtype)
+        if is_keys:
+            state.reshape(-1, n_head_kv, head_dim, page_size)[page, :, :, inside] = heads
+        else:
+            state.reshape(-1, n_head_kv, page_size, head_dim)[page, :, inside, :] = heads
+        return
+    blocks = values.reshape(-1, n_head_kv, n_blocks, BLOCK)
+    scale = np.abs(blocks).max(axis=-1, keepdims=True) / np.float32(LEVELS)
+    level = np.rint(np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale > 0)).astype(np.int8)
+    regions = state.reshape(-1, n_head_kv, page_size * n_blocks * (BLOCK + 2))
+    levels = regions[..., : page_size * head_dim].view(np.int8)
+    scales = regions[..., page_size * head_dim :].view(np.float16)
+    if is_keys:
+        spread = levels.reshape(-1, n_head_kv, head_dim // 4, page_size, 4)
+        spread[page, :, :, inside, :] = level.reshape(-1, n_head_kv, head_dim // 4, 4)
+        scales.reshape(-1, n_head_kv, n_blocks, page_size)[page, :, :, inside] = scale[..., 0]
+    else:
+        spread = levels.reshape(-1, n_head_kv, page_size, head_dim)
+        spread[page, :, inside, :] = level.reshape(-1, n_head_kv, head_dim)
+        scales.reshape(-1, n_head_kv, page_size, n_blocks)[page, :, inside, :] = scale[..., 0]
+
+
+def _quantized_parts(
+    state: Array, n_head_kv: int, head_dim: int, page_size: int, is_keys: bool
+) -> tuple[F32, F32]:
+    """Levels [n_pages, page_size, n_head_kv, n_blocks, 32] and scales [.., n_blocks] of q8_0 bytes."""
+    n_blocks = head_dim // BLOCK
+    regions = state.reshape(-1, n_head_kv, page_size * n_blocks * (BLOCK + 2))
+    levels = regions[..., : page_size * head_dim].view(np.int8)
+    scales = regions[..., page_size * head_dim :].view(np.float16)
+    if is_keys:
+        levels = levels.reshape(-1, n_head_kv, head_dim // 4, page_size, 4).transpose(0, 3, 1, 2, 4)
+        scales = scales.reshape(-1, n_head_kv, n_blocks, page_size).transpose(0, 3, 1, 2)
+    else:
+        levels = levels.reshape(-1, n_head_kv, page_size, head_dim).transpose(0, 2, 1, 3)
+        scales = scales.reshape(-1, n_head_kv, page_size, n_blocks).transpose(0, 2, 1, 3)
+    shape = (*scales.shape, BLOCK)
+    return levels.astype(np.float32).reshape(shape), scales.astype(np.float32)
+
+
 def store_kv_ref(
-    k: F32,
-    v: F32,
-    positions: I32,
-    cells: I32,
-    k_state: Array,
-    v_state: Array,
-    head_dim: int,
-    rotation: Rotation | None,
+    k: F32, v: F32, positions: I32, cells: I32, k_state: Array, v_state: Array, op: StoreKV
 ) -> None:
     """Reference of `StoreKV`; changes k_state and v_state."""
-    turned = rope_ref(k, positions, head_dim, rotation) if rotation is not None else k
-    k_state[cells] = turned.astype(k_state.dtype)
-    v_state[cells] = v.astype(v_state.dtype)
+    turned = rope_ref(k, positions, op.head_dim, op.rotation) if op.rotation is not None else k
+    n_head_kv = k.shape[1] // op.head_dim
+    write_cells(k_state, cells, turned, n_head_kv, op.head_dim, op.page_size, is_keys=True)
+    write_cells(v_state, cells, v, n_head_kv, op.head_dim, op.page_size, is_keys=False)
 
 
 def attention_ref(
     q: F32, k_state: Array, v_state: Array, tables: I32, rows: I32, n_visible: I32, op: Attention
 ) -> F32:
     """Reference of `Attention`, softmax and sums in float64, one row at a time."""
-    n_kv = k_state.shape[1] // op.head_dim
-    heads = q.astype(np.float64).reshape(q.shape[0], n_kv, q.shape[1] // n_kv // op.head_dim, op.head_dim)
+    width = op.k_state.shape[-1]
+    assert isinstance(width, int)
+    n_kv = width // op.head_dim
+    all_keys = read_cells(k_state, n_kv, op.head_dim, op.page_size, is_keys=True)
+    all_values = read_cells(v_state, n_kv, op.head_dim, op.page_size, is_keys=False)
+    heads = q.astype(np.float64).reshape(q.shape[0], n_kv, q.shape[1] // width, op.head_dim)
     out = np.empty_like(heads)
     for row in range(q.shape[0]):
         n_seen = int(n_visible[row])
         index = np.arange(max(0, n_seen - op.window - 1) if op.window else 0, n_seen)
         cells = tables[rows[row], index // op.page_size] * op.page_size + index % op.page_size
-        keys = k_state[cells].astype(np.float64).reshape(len(cells), n_kv, op.head_dim)
-        values = v_state[cells].astype(np.float64).reshape(len(cells), n_kv, op.head_dim)
+        keys, values = all_keys[cells].astype(np.float64), all_values[cells].astype(np.float64)
         scores = np.einsum("ghd,cgd->ghc", heads[row], keys) * op.scale
         if op.softcap > 0:
             scores = op.softcap * np.tanh(scores / op.softcap)

@@ -77,10 +77,12 @@ class OneOp:
         """A weight with these bytes."""
         return self._given(self.program.weight(f"weight{len(self.given)}", shape or raw.shape, dtype), raw)
 
-    def state(self, array: Array) -> Tensor:
-        """A state that begins as this array."""
-        dtype = {np.dtype(np.float32): DType.F32, np.dtype(np.float16): DType.F16}[array.dtype]
-        return self._given(self.program.state(f"state{len(self.given)}", array.shape, dtype), array)
+    def state(self, array: Array, shape: tuple[int, ...] | None = None) -> Tensor:
+        """A state that begins as this array; bytes are those of a Q8_0 state of this shape."""
+        dtype = {
+            np.dtype(np.float32): DType.F32, np.dtype(np.float16): DType.F16, np.dtype(np.uint8): DType.Q8_0
+        }[array.dtype]  # fmt: skip
+        return self._given(self.program.state(f"state{len(self.given)}", shape or array.shape, dtype), array)
 
     def _given(self, tensor: Tensor, array: Array) -> Tensor:
         self.given[tensor] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)

@@ -1,5 +1,6 @@
-"""Attention over a paged cache, and the writes into it."""
+"""Attention over a paged cache."""
 
+import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,17 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.backend import Backend
-from kernels.cpu.backend import CpuBackend
-from kernels.ops.attention import Attention, attention_ref, store_kv_ref
+from kernels.cpu.backend import CpuBackend, available_isas
+from kernels.dtype import DType
+from kernels.ops.attention import Attention, attention_ref
 from kernels.ops.op import F32, I32, Array
-from kernels.ops.rope import Rotation
+from kernels.program import ShapeError
 from kernels.tensor import Tensor
-from tests.kernels.conftest import OneOp, each_backend, each_cpu, normal, run_one_op, run_ops, seeds
+from tests.kernels.caches import CacheShape
+from tests.kernels.conftest import OneOp, each_backend, each_cpu, run_one_op, seeds
 
 # float32 scores and sums against float64: relative to the largest value a row mixes
 MAX_ERROR = 2e-6
+# normalised mean square; the reference reads a q8_0 cache exactly, kernels quantise the query as well
+MAX_Q8_NMSE = 1e-4
 
-state_types = st.sampled_from([np.float16, np.float32])
+PLAIN = (DType.F16, DType.F32)
+ALL = (*PLAIN, DType.Q8_0)
 
 
 @dataclass(frozen=True)
@@ -31,8 +37,7 @@ class Case:
     tables: I32
     rows: I32
     n_visible: I32
-    head_dim: int
-    page_size: int
+    cache: CacheShape
     window: int = 0
     softcap: float = 0.0
 
@@ -40,17 +45,21 @@ class Case:
         """The op, of all rows or some."""
         return g.program.attention(
             g.input(self.q[rows]),
-            g.state(self.k_state),
-            g.state(self.v_state),
+            g.state(self.k_state, self.cache.shape),
+            g.state(self.v_state, self.cache.shape),
             g.input(self.tables),
             g.input(self.rows[rows]),
             g.input(self.n_visible[rows]),
-            head_dim=self.head_dim,
-            page_size=self.page_size,
-            scale=self.head_dim**-0.5,
+            head_dim=self.cache.head_dim,
+            page_size=self.cache.page_size,
+            scale=self.cache.head_dim**-0.5,
             window=self.window,
             softcap=self.softcap,
         )
+
+    def run(self, backend: Backend, rows: slice = slice(None)) -> F32:
+        """What a backend makes of all rows or some."""
+        return run_one_op(backend, lambda g: self.build(g, rows))
 
     def expected(self) -> F32:
         """By the reference, straight."""
@@ -60,68 +69,156 @@ class Case:
         assert isinstance(op, Attention)
         return attention_ref(self.q, self.k_state, self.v_state, self.tables, self.rows, self.n_visible, op)
 
+    def expect(self, got: F32, atol: float) -> None:
+        """Fail unless got is what the reference gives, within the bound of the cache's type."""
+        want = self.expected()
+        if self.cache.dtype is not DType.Q8_0:
+            np.testing.assert_allclose(got, want, rtol=0, atol=atol)
+        elif want.size:
+            assert nmse(got, want) <= MAX_Q8_NMSE
+
+
+def nmse(got: F32, want: F32) -> float:
+    """Mean square error over mean square, in float64."""
+    wide = want.astype(np.float64)
+    return float(np.mean((got - wide) ** 2) / np.mean(wide**2))
+
+
+def make_case(
+    cache: CacheShape, tables: I32, rows: I32, n_visible: I32, n_group: int, seed: int, **more: float
+) -> Case:
+    """Random queries, keys and values; cells that no row sees hold NaN."""
+    rng = np.random.default_rng(seed)
+    k, v = cache.empty(), cache.empty()
+    for seq in np.unique(rows):
+        cells = cache.cells_of(tables[seq], int(n_visible[rows == seq].max()))
+        for state, is_keys in ((k, True), (v, False)):
+            values = rng.standard_normal((len(cells), cache.shape[1]), np.float32)
+            cache.write(state, cells, values, is_keys)
+    q = rng.standard_normal((len(rows), n_group * cache.shape[1]), np.float32)
+    return Case(q, k, v, tables, rows, n_visible, cache, int(more.get("window", 0)), more.get("softcap", 0.0))
+
 
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
-    """Any shape; cells that no row sees hold NaN."""
-    head_dim, n_kv, n_group = draw(st.integers(1, 70)), draw(st.integers(1, 3)), draw(st.integers(1, 7))
-    page_size, n_pages, n_seqs = draw(st.integers(1, 40)), draw(st.integers(1, 4)), draw(st.integers(1, 3))
-    n, dtype = draw(st.integers(0, 5)), draw(state_types)
-    rng = np.random.default_rng(draw(seeds))
-    tables = (
-        rng.permutation(n_seqs * n_pages + 2)[: n_seqs * n_pages].reshape(n_seqs, n_pages).astype(np.int32)
-    )
-    shape = ((n_seqs * n_pages + 2) * page_size, n_kv * head_dim)
+def cases(draw: st.DrawFn, dtypes: tuple[DType, ...] = ALL) -> Case:
+    """Any shape."""
+    dtype = draw(st.sampled_from(dtypes))
+    head_dims = st.sampled_from([32, 64, 96]) if dtype is DType.Q8_0 else st.integers(1, 70)
+    head_dim, n_kv, n_group = draw(head_dims), draw(st.integers(1, 3)), draw(st.integers(1, 7))
+    page_size, n_pages = draw(st.integers(1, 40) | st.sampled_from([32, 64])), draw(st.integers(1, 4))
+    n_seqs, n = draw(st.integers(1, 3)), draw(st.integers(0, 5))
+    seed = draw(seeds)
+    rng = np.random.default_rng(seed)
+    tables = rng.permutation(n_seqs * n_pages + 2)[: n_seqs * n_pages].reshape(n_seqs, n_pages)
+    cache = CacheShape(n_seqs * n_pages + 2, page_size, n_kv, head_dim, dtype)
     rows = rng.integers(0, n_seqs, n, dtype=np.int32)
     n_visible = rng.integers(1, n_pages * page_size + 1, n, dtype=np.int32)
-    k, v = (np.full(shape, np.nan, dtype) for _ in "kv")
-    for seq, visible in zip(rows, n_visible, strict=True):
-        index = np.arange(visible)
-        cells = tables[seq, index // page_size] * page_size + index % page_size
-        for state in (k, v):
-            state[cells] = rng.standard_normal((visible, shape[1])).astype(dtype)
-    q = rng.standard_normal((n, n_kv * n_group * head_dim), np.float32)
-    window, softcap = draw(st.sampled_from([0, 1, 5, 33])), draw(st.sampled_from([0.0, 2.0, 50.0]))
-    return Case(q, k, v, tables, rows, n_visible, head_dim, page_size, window, softcap)
+    return make_case(
+        cache, tables.astype(np.int32), rows, n_visible, n_group, seed,
+        window=draw(st.sampled_from([0, 1, 5, 33])), softcap=draw(st.sampled_from([0.0, 2.0, 50.0])),
+    )  # fmt: skip
 
 
-def long_case(dtype: type[np.floating] = np.float16, n: int = 6) -> Case:
+def line_case(
+    dtype: DType,
+    n: int,
+    n_cells: int,
+    page_size: int = 32,
+    head_dim: int = 32,
+    n_group: int = 4,
+    **more: float,
+) -> Case:
+    """The last n positions of one sequence of n_cells, as a prompt is processed; two key/value heads."""
+    n_pages = -(-n_cells // page_size)
+    tables = np.random.default_rng(11).permutation(n_pages + 3)[:n_pages].astype(np.int32)[None, :]
+    n_visible = np.arange(n_cells - n + 1, n_cells + 1, dtype=np.int32)
+    cache = CacheShape(n_pages + 3, page_size, 2, head_dim, dtype)
+    return make_case(cache, tables, np.zeros(n, np.int32), n_visible, n_group, 12, **more)
+
+
+def long_case(dtype: DType = DType.F16, n: int = 6) -> Case:
     """Rows that see up to 300 cells of one sequence in pages of 16."""
-    rng = np.random.default_rng(11)
-    k, v = (rng.standard_normal((320, 2 * 32)).astype(dtype) for _ in "kv")
-    tables = rng.permutation(20).astype(np.int32)[None, :]
-    q = rng.standard_normal((n, 8 * 32), np.float32)
+    tables = np.random.default_rng(11).permutation(20).astype(np.int32)[None, :]
     n_visible = np.linspace(1, 300, n).astype(np.int32)
-    return Case(q, k, v, tables, np.zeros(n, np.int32), n_visible, 32, 16)
+    cache = CacheShape(20, 16, 2, 32, dtype)
+    return make_case(cache, tables, np.zeros(n, np.int32), n_visible, 4, 13)
 
 
 @each_backend
 @given(case=cases())
 def test_rows_attend_to_what_they_see_and_nothing_else(backend: Backend, case: Case) -> None:
-    got = run_one_op(backend, case.build)
-    np.testing.assert_allclose(got, case.expected(), rtol=0, atol=MAX_ERROR * 5)
+    case.expect(case.run(backend), MAX_ERROR * 5)
 
 
 @each_backend
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_long_rows_agree(backend: Backend, dtype: type[np.floating]) -> None:
+@pytest.mark.parametrize("dtype", ALL)
+def test_long_rows_agree(backend: Backend, dtype: DType) -> None:
     case = long_case(dtype)
-    np.testing.assert_allclose(run_one_op(backend, case.build), case.expected(), rtol=0, atol=MAX_ERROR)
+    case.expect(case.run(backend), MAX_ERROR)
+
+
+@each_cpu
+@pytest.mark.parametrize("dtype", ALL)
+@pytest.mark.parametrize("window", [0, 40, 700])
+def test_prompts_over_several_chunks_agree(backend: CpuBackend, dtype: DType, window: int) -> None:
+    case = line_case(dtype, 70, 1170, window=window)
+    case.expect(case.run(backend), MAX_ERROR)
 
 
 @each_backend
 def test_scores_in_the_thousands_do_not_overflow(backend: Backend) -> None:
-    case = long_case(np.float32)
+    case = long_case(DType.F32)
     loud = replace(case, q=case.q * 1000)
-    np.testing.assert_allclose(run_one_op(backend, loud.build), loud.expected(), rtol=0, atol=2e-3)
+    np.testing.assert_allclose(loud.run(backend), loud.expected(), rtol=0, atol=2e-3)
 
 
 @each_cpu
-def test_a_row_is_the_same_bits_alone_and_in_a_batch(backend: CpuBackend) -> None:
-    case = long_case()
-    together = run_one_op(backend, case.build)
-    alone = [run_one_op(backend, lambda g, i=i: case.build(g, slice(i, i + 1))) for i in range(6)]
-    np.testing.assert_array_equal(together, np.concatenate(alone))
+@pytest.mark.parametrize("dtype", ALL)
+@pytest.mark.parametrize("page_size", [16, 32, 64])
+@pytest.mark.parametrize(("n_group", "window"), [(1, 0), (4, 0), (7, 50)])
+def test_a_prompt_gives_the_same_bits_whole_in_parts_and_token_by_token(
+    backend: CpuBackend, dtype: DType, page_size: int, n_group: int, window: int
+) -> None:
+    case = line_case(dtype, 75, 75, page_size, n_group=n_group, window=window)
+    whole = case.run(backend)
+    cuts = [0, 1, 30, 33, 75]
+    parts = [case.run(backend, slice(a, b)) for a, b in itertools.pairwise(cuts)]
+    single = [case.run(backend, slice(i, i + 1)) for i in range(75)]
+    np.testing.assert_array_equal(whole, np.concatenate(parts))
+    np.testing.assert_array_equal(whole, np.concatenate(single))
+
+
+@each_cpu
+@given(case=cases())
+def test_a_row_is_the_same_bits_alone_and_in_a_batch(backend: CpuBackend, case: Case) -> None:
+    together = case.run(backend)
+    for i in range(len(case.rows)):
+        np.testing.assert_array_equal(together[i : i + 1], case.run(backend, slice(i, i + 1)))
+
+
+@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("dtype", ALL)
+@pytest.mark.parametrize("window", [0, 700])
+def test_any_number_of_threads_gives_the_same_bits(isa: str, dtype: DType, window: int) -> None:
+    one, three, eight = (CpuBackend(n_threads, isa) for n_threads in (1, 3, 8))
+    case = line_case(dtype, 9, 1600, window=window)
+    whole = case.run(one)
+    np.testing.assert_array_equal(whole, case.run(three))
+    for i in (0, 8):  # alone, so that each chunk is an item of its own
+        np.testing.assert_array_equal(whole[i : i + 1], case.run(three, slice(i, i + 1)))
+        np.testing.assert_array_equal(whole[i : i + 1], case.run(eight, slice(i, i + 1)))
+
+
+@each_cpu
+@pytest.mark.parametrize("dtype", PLAIN)
+def test_an_infinite_value_reaches_only_the_rows_that_see_it(backend: CpuBackend, dtype: DType) -> None:
+    case = line_case(dtype, 40, 40)
+    clean = case.run(backend)
+    cell = case.cache.cells_of(case.tables[0], 40)[20:21]
+    case.cache.write(case.v_state, cell, np.full((1, 64), np.inf, np.float32), is_keys=False)
+    got = case.run(backend)
+    np.testing.assert_array_equal(got[:20], clean[:20])
+    assert np.all(np.isinf(got[20:]))
 
 
 BAD_INDICES = [
@@ -140,76 +237,32 @@ def test_an_index_out_of_range_is_refused(backend: CpuBackend, array: str, value
     case = long_case()
     getattr(case, array).reshape(-1)[2] = value
     with pytest.raises(ValueError, match=message):
-        run_one_op(backend, case.build)
+        case.run(backend)
 
 
 @each_cpu
 def test_a_table_entry_that_no_row_uses_may_be_anything(backend: CpuBackend) -> None:
     case = long_case()
     case.tables[0, 19] = 10**9
-    run_one_op(backend, case.build)
+    case.run(backend)
 
 
-@each_backend
-@given(
-    n=st.integers(0, 6), n_kv=st.integers(1, 3), head_dim=st.integers(1, 20), dtype=state_types,
-    turned=st.booleans(), seed=seeds,
-)  # fmt: skip
-def test_keys_are_rotated_and_written_and_other_cells_stay(
-    backend: Backend, n: int, n_kv: int, head_dim: int, dtype: type[np.floating], turned: bool, seed: int
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "page_size", "message"),
+    [
+        (DType.Q8_0, 48, 32, "a cache of Q8_0 needs heads of whole blocks of 32, head_dim is 48"),
+        (DType.F16, 48, 3, r"k: F16\[32, 96\] is not whole pages of 3 cells"),
+        (DType.F16, 36, 32, r"k: F16\[32, 96\] is not whole heads of 36"),
+    ],
+)
+def test_a_cache_that_does_not_fit_its_heads_or_pages_is_refused(
+    dtype: DType, head_dim: int, page_size: int, message: str
 ) -> None:
-    k, v = normal(seed, n, n_kv * head_dim), normal(seed + 1, n, n_kv * head_dim)
-    cells = np.random.default_rng(seed).permutation(9)[:n].astype(np.int32)
-    positions = np.arange(100, 100 + n, dtype=np.int32)
-    rotation = Rotation("neox", tuple(0.5**i for i in range(head_dim // 2))) if turned else None
-    before = [normal(seed + 2 + i, 9, n_kv * head_dim).astype(dtype) for i in range(2)]
-    want_k, want_v = (state.copy() for state in before)
-    store_kv_ref(k, v, positions, cells, want_k, want_v, head_dim, rotation)
-
-    def build(g: OneOp) -> list[Tensor]:
-        k_state, v_state = (g.state(state) for state in before)
-        g.program.store_kv(
-            g.input(k), g.input(v), g.input(positions), g.input(cells), k_state, v_state, head_dim, rotation
-        )
-        return [k_state, v_state]
-
-    got_k, got_v = run_ops(backend, build)
-    np.testing.assert_array_equal(got_v, want_v)
-    unit = 2.0**-10 if dtype is np.float16 else 2.0**-20
-    np.testing.assert_allclose(got_k.astype(np.float32), want_k.astype(np.float32), rtol=unit, atol=unit)
-    others = np.setdiff1d(np.arange(9), cells)
-    np.testing.assert_array_equal(got_k[others], before[0][others])
-
-
-@each_cpu
-@given(bits=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=40))
-def test_halves_round_as_numpy_rounds(backend: CpuBackend, bits: list[int]) -> None:
-    v = np.array([bits], np.uint32).view(np.float32)
-    v[np.isnan(v)] = np.inf
-    zeros, state = np.zeros(1, np.int32), np.zeros((1, v.shape[1]), np.float16)
-
-    def build(g: OneOp) -> list[Tensor]:
-        k_state, v_state = g.state(state), g.state(state)
-        g.program.store_kv(
-            g.input(v), g.input(v), g.input(zeros), g.input(zeros), k_state, v_state, v.shape[1], None
-        )
-        return [k_state, v_state]
-
-    with np.errstate(over="ignore"):
-        want = v.astype(np.float16)
-    np.testing.assert_array_equal(run_ops(backend, build)[0].view(np.uint16), want.view(np.uint16))
-
-
-@each_cpu
-def test_a_cell_outside_the_cache_is_refused(backend: CpuBackend) -> None:
-    k, state, zero = normal(1, 1, 8), np.zeros((4, 8), np.float16), np.zeros(1, np.int32)
-
-    def build(g: OneOp) -> list[Tensor]:
-        k_state, v_state = g.state(state), g.state(state)
-        g.program.store_kv(
-            g.input(k), g.input(k), g.input(zero), g.input(np.array([4], np.int32)), k_state, v_state, 8, None
-        )
-        return [k_state, v_state]
-
-    with pytest.raises(ValueError, match=r"input input5: value 4 at 0 is outside 0\.\.3"):
-        run_ops(backend, build)
+    g = OneOp()
+    k_state, v_state = (g.program.state(name, (32, 96), dtype) for name in "kv")
+    index, q = np.zeros(1, np.int32), np.zeros((1, 288), np.float32)
+    with pytest.raises(ShapeError, match=message):
+        g.program.attention(
+            g.input(q), k_state, v_state, g.input(index[None]), g.input(index), g.input(index + 1),
+            head_dim=head_dim, page_size=page_size, scale=1.0,
+        )  # fmt: skip

@@ -38,7 +38,9 @@ def tiny_program(n_layer: int) -> Program:
                 g.matmul(h, g.weight(f"{n}.{layer}", (w, N_EMBD), DType.F32))
                 for n, w in (("q", 8), ("wk", 4), ("wv", 4))
             )
-            g.store_kv(k, v, positions, cells, k_state, v_state, 4, rotation)
+            g.store_kv(
+                k, v, positions, cells, k_state, v_state, head_dim=4, page_size=PAGE, rotation=rotation
+            )
             q = g.rope(q, positions, 4, rotation)
             mixed = g.attention(
                 q, k_state, v_state, tables, rows, seen, head_dim=4, page_size=PAGE, scale=0.5

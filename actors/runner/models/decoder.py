@@ -63,7 +63,17 @@ class Attention(Module):
         v_state = g.state(f"cache_v.{layer}", shape, batch.cache.dtype)
         q = g.rope(self.queries(x), batch.positions, h.head_dim, batch.rotation)
         k, v = self.keys(x), self.v(x)
-        g.store_kv(k, v, batch.positions, batch.cells, k_state, v_state, h.head_dim, batch.rotation)
+        g.store_kv(
+            k,
+            v,
+            batch.positions,
+            batch.cells,
+            k_state,
+            v_state,
+            head_dim=h.head_dim,
+            page_size=batch.cache.page_size,
+            rotation=batch.rotation,
+        )
         mixed = g.attention(
             q,
             k_state,
