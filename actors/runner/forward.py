@@ -78,8 +78,14 @@ def index_arrays(parts: Sequence[Part], cache: CausalCache) -> dict[str, Array]:
         if draw is not None:
             outputs.append(len(tokens) - 1)
     named = {"tokens": tokens, "positions": positions, "cells": cells, "rows": rows, "outputs": outputs}
-    arrays: dict[str, Array] = {name: np.array(values, np.int32) for name, values in named.items()}
-    arrays["n_visible"] = np.array(positions, np.int32) + np.int32(1)
+    # one conversion for all: between two steps each call of numpy begins with a cold cache
+    flat = np.array([*tokens, *positions, *cells, *rows, *outputs], np.int32)
+    arrays: dict[str, Array] = {}
+    begin = 0
+    for name, values in named.items():
+        arrays[name] = flat[begin : begin + len(values)]
+        begin += len(values)
+    arrays["n_visible"] = flat[len(tokens) : 2 * len(tokens)] + np.int32(1)  # positions, and oneself
     arrays["tables"] = tables
     return arrays
 
