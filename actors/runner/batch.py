@@ -1,19 +1,17 @@
 """Which inputs of which sequences the next forward pass takes: pure arithmetic over plain values."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(NamedTuple):
     """A sequence that has inputs to compute."""
 
     seq_id: int
     n_pending: int  # 1 for a sequence that decodes
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(NamedTuple):
     """What one sequence gets of a batch; `is_last` when it exhausts the pending inputs: logits are wanted."""
 
     seq_id: int

@@ -5,9 +5,8 @@ every other on a Python thread.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import trio
@@ -25,8 +24,7 @@ from kernels.executable import Executable
 from kernels.ops.op import F32, Array
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
+class Draw(NamedTuple):
     """How to sample after a row of logits; position counts all tokens before the one that is drawn."""
 
     params: SamplingParams
@@ -43,8 +41,7 @@ class Draw:
         return self.history[n_history - min(n_last, n_history) :] if n_last >= 0 else self.history
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """One sequence's inputs in a batch; `draw` is given when its last input's logits are wanted."""
 
     seq_id: int
@@ -53,8 +50,7 @@ class Part:
     draw: Draw | None
 
 
-@dataclass(frozen=True, slots=True)
-class Drawn:
+class Drawn(NamedTuple):
     """A sampled token, or why there is none: an error of one row is that sequence's alone."""
 
     seq_id: int
@@ -72,18 +68,24 @@ def index_arrays(parts: Sequence[Part], cache: CausalCache) -> dict[str, Array]:
     cells: list[int] = []
     rows: list[int] = []
     outputs: list[int] = []
-    for row, part in enumerate(parts):
-        tables[row, : len(part.slot.pages)] = np.frombuffer(part.slot.pages, np.int32)
-        n_inputs = len(part.tokens)
-        tokens += part.tokens
-        positions += range(part.slot.n_cells, part.slot.n_cells + n_inputs)
-        cells += cache.cells(part.slot, n_inputs)
+    for row, (_, slot, inputs, draw) in enumerate(parts):
+        tables[row, : len(slot.pages)] = np.frombuffer(slot.pages, np.int32)
+        n_inputs = len(inputs)
+        tokens += inputs
+        positions += range(slot.n_cells, slot.n_cells + n_inputs)
+        cells += cache.cells(slot, n_inputs)
         rows += [row] * n_inputs
-        if part.draw is not None:
+        if draw is not None:
             outputs.append(len(tokens) - 1)
     named = {"tokens": tokens, "positions": positions, "cells": cells, "rows": rows, "outputs": outputs}
-    arrays: dict[str, Array] = {name: np.array(values, np.int32) for name, values in named.items()}
-    arrays["n_visible"] = np.array(positions, np.int32) + np.int32(1)
+    # one conversion for all: between two steps each call of numpy begins with a cold cache
+    flat = np.array([*tokens, *positions, *cells, *rows, *outputs], np.int32)
+    arrays: dict[str, Array] = {}
+    begin = 0
+    for name, values in named.items():
+        arrays[name] = flat[begin : begin + len(values)]
+        begin += len(values)
+    arrays["n_visible"] = flat[len(tokens) : 2 * len(tokens)] + np.int32(1)  # positions, and oneself
     arrays["tables"] = tables
     return arrays
 

@@ -5,7 +5,9 @@ allocates nothing.  `allocate` takes the memory, `load` brings the tensor data i
 page cache, where the kernels use it in place), `close` gives everything back.
 """
 
+import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,19 +54,54 @@ class Memory:
         self.graphs, self.states = {}, {}
 
 
+class Source:
+    """An open and checked model file.  Its tokenizer is made on a thread meanwhile."""
+
+    def __init__(self, path: str) -> None:
+        """ModelError for a bad file."""
+        with ExitStack() as undo:
+            self.identity = identity_of(path)  # before: a file replaced meanwhile is then opened anew
+            self.file = GGUFFile.open(Path(path))
+            undo.callback(self.file.close)
+            check_model(self.file)
+            undo.pop_all()
+        maker = ThreadPoolExecutor(1, "tokenizer")
+        self._tokenizer = maker.submit(Tokenizer.from_metadata, self.file.metadata)
+        maker.shutdown(wait=False)
+
+    def tokenizer(self) -> Tokenizer:
+        """Waits until it is made; ModelError where it cannot be."""
+        return self._tokenizer.result()
+
+    def close(self) -> None:
+        """Give up the mapping."""
+        self.file.close()
+
+
+def identity_of(path: str) -> tuple[object, ...]:
+    """Changes when another file lies there, or the file was written to; a missing file has one too."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return (path,)
+    return (path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
 class Model:
     """One model and one layout; see the module's text for its life."""
 
     def __init__(
         self,
-        file: GGUFFile,
+        source: Source,
         spec: ModelSpec,
         options: LoadOptions,
         backends: Mapping[str, Backend],
         placement: Placement,
     ) -> None:
-        self._file = file
+        self._source = source
+        self._file = file = source.file
         self._backends = backends
+        self._placement = placement
         self._memory = Memory()
         self._executables: list[tuple[int, Executable]] = []
         self._tokenizer: Tokenizer | None = None
@@ -92,17 +129,28 @@ class Model:
     ) -> "Model":
         """Read and plan.  ModelError for a bad file, Unsupported for a device or family that cannot run."""
         with ExitStack() as undo:
-            file = GGUFFile.open(Path(spec.path))
-            undo.callback(file.close)
-            check_model(file)
-            n_layer = file.get_int(f"{file.get_str('general.architecture')}.block_count")
-            placement = read_placement(layers, n_layer, backends)
-            try:
-                model = cls(file, spec, options, backends, placement)
-            except (PlanError, ShapeError) as exc:
-                raise Unsupported(str(exc), where=spec.path) from exc
+            source = Source(spec.path)
+            undo.callback(source.close)
+            model = cls.planned(source, spec, options, layers, backends)
             undo.pop_all()
         return model
+
+    @classmethod
+    def planned(
+        cls,
+        source: Source,
+        spec: ModelSpec,
+        options: LoadOptions,
+        layers: tuple[LayerPlacement, ...],
+        backends: Mapping[str, Backend],
+    ) -> "Model":
+        """Plan for a file that is open; the model closes it, unless this raises.  Unsupported as `open`."""
+        n_layer = source.file.get_int(f"{source.file.get_str('general.architecture')}.block_count")
+        placement = read_placement(layers, n_layer, backends)
+        try:
+            return cls(source, spec, options, backends, placement)
+        except (PlanError, ShapeError) as exc:
+            raise Unsupported(str(exc), where=spec.path) from exc
 
     @property
     def n_vocab(self) -> int:
@@ -140,7 +188,6 @@ class Model:
 
         False when a device refused: `report` says which, and nothing stays allocated.
         """
-        self._tokenizer = Tokenizer.from_metadata(self._file.metadata)
         biggest = self._plans[-1]
         try:
             for tensor in biggest.program.states.values():
@@ -155,6 +202,7 @@ class Model:
             self._memory.free()
             return False
         self._bind()
+        self._tokenizer = self._source.tokenizer()
         return True
 
     def load(self, progress: Progress) -> None:
@@ -184,7 +232,29 @@ class Model:
         self._executables = []
         self._memory.free()
         self._tokenizer = None
-        self._file.close()
+        self._source.close()
+
+    def refit(
+        self,
+        spec: ModelSpec,
+        options: LoadOptions,
+        layers: tuple[LayerPlacement, ...],
+    ) -> "Model | None":
+        """A model that only was planned, for another request: the same where the plan is, else another plan.
+
+        None when the file is not the one that is open; then, and when this raises, the model is closed.
+        """
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            if identity_of(spec.path) != self._source.identity or options.n_thread != self.options.n_thread:
+                return None
+            model = self
+            if (spec, options) != (self.spec, self.options) or self._placement != read_placement(
+                layers, self.hparams.n_layer, self._backends
+            ):
+                model = Model.planned(self._source, spec, options, layers, self._backends)
+            undo.pop_all()
+        return model
 
     def _take(self, device: str, n_bytes: int, label: str) -> Buffer:
         backend = self._backends[device]

@@ -77,6 +77,9 @@ class Runner:
         self._runner_id = runner_id
         self._phase = Phase.EMPTY
         self._model: Model | None = None
+        self._fitted: Model | None = (
+            None  # planned last: an Alloc mostly follows for the same file and layout
+        )
         self._engine: Engine | None = None
         self._loading = trio.Lock()
         self._engine_nursery: trio.Nursery | None = None
@@ -97,10 +100,9 @@ class Runner:
         """Answer one request."""
         match request:
             case Fit():
-                model = await trio.to_thread.run_sync(self._open, request)
-                report = model.report()
-                model.close()
-                await replies.send(report)
+                model = await trio.to_thread.run_sync(self._open, request, self._take_fitted())
+                self._keep_fitted(model)
+                await replies.send(model.report())
             case Alloc():
                 await self._alloc(request, replies)
             case Commit():
@@ -128,7 +130,7 @@ class Runner:
                     f"this runner is {self._phase.value} already", where="alloc", mend="close first"
                 )
             with ExitStack() as undo:
-                model = await trio.to_thread.run_sync(self._open, request)
+                model = await trio.to_thread.run_sync(self._open, request, self._take_fitted())
                 undo.callback(model.close)
                 is_allocated = await trio.to_thread.run_sync(model.allocate)
                 report = model.report()
@@ -211,10 +213,24 @@ class Runner:
 
         await stay_connected(self._config.socket_address("scheduler"), f"runner-{self._runner_id}", hold)
 
-    def _open(self, request: Fit | Alloc) -> Model:
+    def _open(self, request: Fit | Alloc, fitted: Model | None) -> Model:
         options = with_defaults(request.options, self._config)
+        if fitted is not None:
+            model = fitted.refit(request.model, options, request.placement)
+            if model is not None:
+                return model
         backends = open_backends(self._config.cpu_isa, options.n_thread)
         return Model.open(request.model, options, request.placement, backends)
+
+    def _take_fitted(self) -> Model | None:
+        fitted, self._fitted = self._fitted, None
+        return fitted
+
+    def _keep_fitted(self, model: Model) -> None:
+        """Until the next request; another one's, which came meanwhile, goes."""
+        if self._fitted is not None:
+            self._fitted.close()
+        self._fitted = model
 
     def _tokenizer(self) -> Tokenizer:
         if self._phase is not Phase.READY or self._model is None:
@@ -225,6 +241,8 @@ class Runner:
 
     async def _close(self) -> None:
         """The engine leaves its last batch before the memory under it goes."""
+        if (fitted := self._take_fitted()) is not None:
+            fitted.close()
         model, engine = self._model, self._engine
         if model is None:
             return

@@ -9,7 +9,6 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <new>
@@ -17,6 +16,7 @@
 
 #include "isa.hpp"
 #include "limits.hpp"
+#include "pages.hpp"
 #include "sampler.hpp"
 #include "segment.hpp"
 #include "steps.hpp"
@@ -194,13 +194,9 @@ nb::object allocate(size_t n_bytes) {
     void* address = nullptr;
     {
         const nb::gil_scoped_release release;
-        address = mmap(nullptr, n_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (address != MAP_FAILED) {
-            const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-            for (size_t i = 0; i < n_bytes; i += page) static_cast<volatile uint8_t*>(address)[i] = 0;
-        }
+        address = map_pages(n_bytes);
     }
-    if (address == MAP_FAILED) return nb::none();
+    if (address == nullptr) return nb::none();
     auto* mapping = new Mapping{address, n_bytes};
     const nb::capsule owner(mapping, [](void* p) noexcept {
         auto* mine = static_cast<Mapping*>(p);

@@ -15,6 +15,8 @@
 namespace cpu {
 namespace {
 
+constexpr std::chrono::microseconds kWatch{300};
+
 struct Sampling {
     const Job& job;
     std::vector<Drawn>& drawn;
@@ -48,32 +50,27 @@ Worker::Worker(std::shared_ptr<Pool> pool) : pool_(std::move(pool)) {
 }
 
 Worker::~Worker() {
-    {
-        const std::lock_guard<std::mutex> guard(mutex_);
-        is_stopping_ = true;
-    }
-    changed_.notify_one();
+    is_stopping_.store(true, std::memory_order_relaxed);
+    n_started_.fetch_add(1, std::memory_order_release);
+    n_started_.notify_one();
     thread_.join();
     for (const int end : ends_) close(end);
 }
 
 void Worker::start(Job job) {
-    {
-        const std::lock_guard<std::mutex> guard(mutex_);
-        if (has_job_ || is_done_) throw std::logic_error("a job is under way");
-        job_ = std::move(job);
-        has_job_ = true;
-    }
-    changed_.notify_one();
+    if (phase_.load(std::memory_order_acquire) != Phase::kIdle) throw std::logic_error("a job is under way");
+    job_ = std::move(job);
+    phase_.store(Phase::kStarted, std::memory_order_relaxed);
+    n_started_.fetch_add(1, std::memory_order_release);
+    n_started_.notify_one();
 }
 
 std::vector<Drawn> Worker::take() {
-    const std::lock_guard<std::mutex> guard(mutex_);
-    if (!is_done_) throw std::logic_error("no job is done");
+    if (phase_.load(std::memory_order_acquire) != Phase::kDone) throw std::logic_error("no job is done");
     char byte;
     if (read(ends_[0], &byte, 1) != 1) throw std::system_error(errno, std::generic_category(), "read of a pipe");
-    is_done_ = false;
     job_ = {};
+    phase_.store(Phase::kIdle, std::memory_order_relaxed);
     if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
     return std::move(drawn_);
 }
@@ -82,19 +79,27 @@ void Worker::work() {
 #if defined(__linux__)
     pthread_setname_np(pthread_self(), "device");
 #endif
-    for (;;) {
-        {
-            std::unique_lock<std::mutex> lock(mutex_);
-            changed_.wait(lock, [this] { return has_job_ || is_stopping_; });
-            if (!has_job_) return;
-        }
+    for (uint32_t seen = 0;; seen++) {
+        wait_for_job(seen);
+        if (is_stopping_.load(std::memory_order_relaxed)) return;
         execute();
-        const std::lock_guard<std::mutex> guard(mutex_);
-        has_job_ = false;
-        is_done_ = true;
+        phase_.store(Phase::kDone, std::memory_order_release);
         const char byte = 0;
         // the pipe holds one byte at most, so there is room
         if (write(ends_[1], &byte, 1) != 1) std::terminate();
+    }
+}
+
+// Between two steps of a running sequence there is no time to be woken from sleep, which takes longer than all that
+// the event loop does meanwhile; so the thread watches for a moment.
+void Worker::wait_for_job(uint32_t seen) const {
+    const auto until = std::chrono::steady_clock::now() + kWatch;
+    while (n_started_.load(std::memory_order_acquire) == seen) {
+        if (std::chrono::steady_clock::now() >= until) {
+            n_started_.wait(seen, std::memory_order_acquire);
+        } else {
+            std::this_thread::yield();
+        }
     }
 }
 

@@ -4,11 +4,9 @@
 
 #include <array>
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <exception>
 #include <memory>
-#include <mutex>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -60,13 +58,15 @@ private:
     void work();
     void execute();
 
+    void wait_for_job(uint32_t seen) const;
+
     std::shared_ptr<Pool> pool_;
     std::array<int, 2> ends_;
-    std::mutex mutex_;
-    std::condition_variable changed_;
-    bool has_job_ = false;
-    bool is_done_ = false;
-    bool is_stopping_ = false;
+    // Who may touch what follows: the caller while idle or done, the worker's thread while started.
+    enum class Phase : uint8_t { kIdle, kStarted, kDone };
+    std::atomic<Phase> phase_{Phase::kIdle};
+    alignas(64) std::atomic<uint32_t> n_started_{0};
+    std::atomic<bool> is_stopping_{false};
     Job job_;
     std::vector<Drawn> drawn_;
     std::exception_ptr error_;

@@ -1,13 +1,10 @@
-""
-    "A thread of the CPU's own that runs an executable and samples its logits, outside the interpreter.
+"""A thread of the CPU's own that runs an executable and samples its logits, outside the interpreter.
 
-    The contract of what is drawn is `kernels /
-    ops / sampling.py`;
-`fd` becomes readable when a step is done.
+The contract of what is drawn is `kernels/ops/sampling.py`; `fd` becomes readable when a step is done.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,8 +16,7 @@ from kernels.ops.op import Array
 from kernels.ops.sampling import SEED_MASK, NanLogits, SamplingError
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
+class Draw(NamedTuple):
     """How to sample from one row; `history` is what penalties look at, oldest first.
 
     position counts the tokens before the one that is drawn; n_logprobs -1: none are wanted.
@@ -32,8 +28,7 @@ class Draw:
     n_logprobs: int
 
 
-@dataclass(frozen=True, slots=True)
-class Drawn:
+class Drawn(NamedTuple):
     """A token, its log-probability and the likeliest tokens' where wanted; or why there is none."""
 
     token: int
@@ -82,17 +77,10 @@ class CpuWorker:
         """What was drawn, row by row; what the step raised otherwise, as `CpuSegment.run` does."""
         draws, self._draws, self._executable = self._draws, (), None
         taken = zip(self._worker.take(), draws, strict=True)
-        return [self._drawn(*drawn, wants_logprobs=draw.n_logprobs >= 0) for drawn, draw in taken]
+        return [self._drawn(row, wants_logprobs=draw.n_logprobs >= 0) for row, draw in taken]
 
-    def _drawn(
-        self,
-        token: int,
-        is_finite: bool,
-        logprob: float,
-        top: Sequence[tuple[int, float]],
-        *,
-        wants_logprobs: bool,
-    ) -> Drawn:
+    def _drawn(self, row: "_cpu.Drawn", *, wants_logprobs: bool) -> Drawn:
+        token, is_finite, logprob, top = row
         if token < 0:
             return Drawn(0, 0.0, (), fault_of(token, self._n_vocab))
         error = NanLogits() if wants_logprobs and not is_finite else None
