@@ -111,7 +111,7 @@ constexpr int64_t attention_scratch(int64_t n_group, int64_t head_dim) {
     return n_group * (2 * padded + kAttentionCells + 2);
 }
 
-constexpr int kReadStep = 256;  // bytes between two looks at a stream's end
+constexpr int kReadStep = 256;  // bytes between two looks at the end of a read
 
 // Measurements of the instruction set itself, see limits.inc.
 struct Limits {
