@@ -40,7 +40,13 @@ def _head(report: Report) -> Iterator[str]:
 def _tables(report: Report) -> Iterator[str]:
     for shape in dict.fromkeys(row.shape for row in report.rows):
         rows = [row for row in report.rows if row.shape == shape]
-        yield from _table(f"{shape}: tokens a second", [row for row in rows if row.of_limit], _limited)
+        limited = [row for row in rows if row.of_limit]
+        yield from _table(f"{shape}: tokens a second", limited, _limited)
+        if limited:  # roofline.py draws it beside
+            yield from (
+                "",
+                f"![{shape}: what was attained, under what the machine can do](roofline-{shape}.png)",
+            )
         yield from _table(
             f"{shape}: start, memory, engine", [row for row in rows if not row.of_limit], _plain
         )

@@ -158,7 +158,7 @@ constexpr int64_t attention_scratch(const CacheShape& cache, int64_t n_queries) 
 // Floats of one chunk's result: for each query of the group its values, their scale's exponent, and their weight.
 constexpr int64_t attention_partial(int64_t n_group, int64_t head_dim) { return n_group * (head_dim + 2); }
 
-constexpr int kReadStep = 256;  // bytes between two looks at a stream's end
+constexpr int kReadStep = 256;  // bytes between two looks at the end of a read
 
 // Measurements of the instruction set itself, see limits.inc.
 struct Limits {

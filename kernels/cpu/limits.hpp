@@ -13,7 +13,7 @@ struct Measured {
     uint64_t result;
 };
 
-// All threads read the bytes once, in order, each its share; the result is the sum of the 64-bit words.
+// All threads read the bytes once, each its share; the result is the sum of the 64-bit words.
 // What is left over after whole steps of kReadStep is not read.
 Measured measure_read(Pool& pool, const Kernels& kernels, const uint8_t* data, int64_t n_bytes);
 
