@@ -17,7 +17,7 @@ DEFAULT_PORT: Final = 11434
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
-KvType = Literal["f16", "f32"]
+KvType = Literal["f16", "f32", "q8_0"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
 
@@ -37,7 +37,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     n_batch: Annotated[int, msgspec.Meta(ge=1)] = 512  # inputs in one forward pass
     max_loaded: Count = 0  # models in memory; 0: three per device
     max_queue: Annotated[int, msgspec.Meta(ge=1)] = 512  # that wait for a load, or at a runner; more get 503
-    kv_type: KvType = "f16"
+    kv_type: KvType = "f16"  # of keys and values; q8_0 is about half of f16
     n_thread: Count = 0  # 0: one per performance core
     cpu_isa: str = ""  # forces the kernels' instruction set; "": the best there is
     max_body_bytes: Annotated[int, msgspec.Meta(ge=1)] = 64 << 20  # of an HTTP request
@@ -239,7 +239,7 @@ _VARIABLES: Final[Mapping[str, tuple[str, Callable[[str, str], object]]]] = {
     "OLLAMA_MAX_LOADED_MODELS": ("max_loaded", _whole(0)),
     "OLLAMA_NUM_PARALLEL": ("n_parallel", _whole(1)),
     "OLLAMA_CONTEXT_LENGTH": ("n_ctx", _whole(0)),
-    "OLLAMA_KV_CACHE_TYPE": ("kv_type", _one_of("f16", "f32")),
+    "OLLAMA_KV_CACHE_TYPE": ("kv_type", _one_of("f16", "f32", "q8_0")),
     "OLLAMA_ORIGINS": ("origins", _names),
     "OLLAMA_DEBUG": ("log_level", _debug_level),
     "RUNTIME_RUN_DIR": ("run_dir", _text),

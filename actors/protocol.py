@@ -14,8 +14,11 @@ from typing import Annotated, Literal
 
 import msgspec
 
-PROTOCOL_VERSION = 1
-PROTOCOL_CHANGES = {1: "first version"}
+PROTOCOL_VERSION = 2
+PROTOCOL_CHANGES = {
+    1: "first version",
+    2: "LoadOptions.kv_type may be q8_0; MemoryReport says kv_type",
+}
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
@@ -169,7 +172,7 @@ class LoadOptions(Msg, frozen=True):
     n_gpu: int = -1  # layers on GPUs; -1: as many as fit
     n_thread: Count = 0  # 0: one per performance core
     n_parallel: Count = 0  # sequences at once; 0: the default
-    kv_type: Literal["", "f16", "f32"] = ""  # "": f16
+    kv_type: Literal["", "f16", "f32", "q8_0"] = ""  # "": f16
 
 
 class LayerPlacement(Msg, frozen=True):
@@ -241,6 +244,7 @@ class MemoryReport(Msg, frozen=True):
     n_batch: int
     n_parallel: int
     failure: str = ""
+    kv_type: str = "f16"  # of the cache's keys and values
 
 
 # --- Scheduling --------------------------------------------------------------------------------------------

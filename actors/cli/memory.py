@@ -99,7 +99,7 @@ def loaded_text(model: LoadedModel, *, is_summed: bool) -> str:
 def _head(name: str, report: MemoryReport) -> str:
     return (
         f"{clean(name)}: {report.n_layer} layers, {report.n_parallel} x {report.n_ctx} positions "
-        f"(trained for {report.n_ctx_train}), batch {report.n_batch}"
+        f"(trained for {report.n_ctx_train}), batch {report.n_batch}, {report.kv_type} cache"
     )
 
 

@@ -47,7 +47,7 @@ def up(config: Path | None, host: str | None) -> None:
       OLLAMA_NUM_PARALLEL       sequences of one model at once    4
       OLLAMA_MAX_LOADED_MODELS  models in memory                  3 per device
       OLLAMA_MAX_QUEUE          requests that may wait            512
-      OLLAMA_KV_CACHE_TYPE      f16 or f32                        f16
+      OLLAMA_KV_CACHE_TYPE      f16, f32 or q8_0                  f16
       OLLAMA_ORIGINS            more web origins, with commas
       RUNTIME_CONFIG            the TOML file
       RUNTIME_RUN_DIR           where the sockets are

@@ -23,6 +23,7 @@ class Sizes:
     n_ctx_train: int
     n_batch: int
     n_parallel: int
+    kv_type: str
 
 
 @dataclass(slots=True)
@@ -84,6 +85,7 @@ def memory_report(
         n_batch=sizes.n_batch,
         n_parallel=sizes.n_parallel,
         failure=attempt.failure,
+        kv_type=sizes.kv_type,
     )
 
 

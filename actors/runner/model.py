@@ -34,7 +34,12 @@ from kernels.tensor import N_OUTPUTS, N_PAGES, N_SEQS, N_TOKENS, Tensor
 
 DEFAULT_N_CTX = 4096
 DEFAULT_N_BATCH = 512
-KV_TYPES: Mapping[str, DType] = {"": DType.F16, "f16": DType.F16, "f32": DType.F32}
+KV_TYPES: Mapping[str, DType] = {
+    "": DType.F16,
+    "f16": DType.F16,
+    "f32": DType.F32,
+    "q8_0": DType.Q8_0,
+}
 READ_CHUNK_BYTES = 8 << 20  # between two looks at the cancel flag: a few milliseconds from a fast disk
 
 Progress = Callable[[int, int], None]  # done bytes, total bytes; raises to cancel
@@ -176,7 +181,12 @@ class Model:
     def sizes(self) -> Sizes:
         """Everything `memory_report` needs to know of the plans."""
         return Sizes(
-            self.hparams.n_layer, self.n_ctx, self.hparams.n_ctx_train, self.n_batch, self.n_parallel
+            self.hparams.n_layer,
+            self.n_ctx,
+            self.hparams.n_ctx_train,
+            self.n_batch,
+            self.n_parallel,
+            KV_TYPES[self.options.kv_type].name.lower(),
         )
 
     def report(self) -> MemoryReport:

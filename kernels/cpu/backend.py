@@ -99,9 +99,10 @@ class CpuBackend:
 
         A product takes for each thread 32 KiB of panels and 256 bytes for each of at most 256 rows of activations,
         and once all activations as int8.
-        Attention takes for each thread two rows per query it works on (96 queries, or those of one row) and
-        32 cells of keys and values as floats: 90 KiB with 4 queries to a key of 64.  Where rows are few, each
-        chunk of 512 cells of the longest context has a result of its own, 4 items of it per thread at most.
+        Attention takes for each thread two rows per query it works on (96 queries, or those of one row where
+        that is more) and 32 cells of keys and values as floats: 104 KiB with heads of 64. Where rows are few,
+        each chunk of 512 cells of the longest context has a result of its own, for 4 rows and key/value heads
+        a thread at most: 256 KiB with 32 heads of 64, 2 threads and 16k cells.
         """
         match op:
             case Matmul():

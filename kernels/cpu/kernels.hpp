@@ -149,8 +149,10 @@ struct AttentionItem {
 // Floats that n_queries queries need while they are worked on, on one thread.
 constexpr int64_t attention_scratch(const CacheShape& cache, int64_t n_queries) {
     const int64_t padded = whole_vectors(cache.head_dim);
-    const int64_t queries = n_queries * (2 * padded + kAttentionStep + 5);
-    const int64_t quantized = cache.dtype == DType::Q8_0 ? n_queries * (padded / 4 + padded / 32 + 1) : 0;
+    const int64_t spare = 12;  // queries: tiles are whole
+    const int64_t queries = n_queries * (2 * padded + kAttentionStep + 20) + spare * (padded + kAttentionStep);
+    const int64_t quantized =
+        cache.dtype == DType::Q8_0 ? n_queries * (padded / 4 + padded / 32 + kAttentionStep + 1) : 0;
     // keys and values of one step as floats, and their bytes gathered where pages do not hold whole steps
     return whole_vectors(queries) + whole_vectors(quantized) + 4 * kAttentionStep * padded;
 }

@@ -11,8 +11,8 @@ head, and in a head's part as attention reads them:
     f32, f16   keys [head_dim, page_size], so that a vector holds one dimension of neighbouring cells;
                values [page_size, head_dim]
     q8_0       32 dimensions of a cell share a scale, d = max |x| / 127; x is d * level.
-               keys: levels i8 [head_dim / 4, page_size, 4], then scales f16 [head_dim / 32, page_size];
-               values: levels i8 [page_size, head_dim], then scales f16 [page_size, head_dim / 32]
+               keys: levels i8 [head_dim / 4, page_size, 4]; values: levels i8 [page_size, head_dim];
+               after either, scales f16 [head_dim / 32, page_size]
 
 `read_cells` and `write_cells` translate.
 """
@@ -118,14 +118,13 @@ def write_cells(
     regions = state.reshape(-1, n_head_kv, page_size * n_blocks * (BLOCK + 2))
     levels = regions[..., : page_size * head_dim].view(np.int8)
     scales = regions[..., page_size * head_dim :].view(np.float16)
+    scales.reshape(-1, n_head_kv, n_blocks, page_size)[page, :, :, inside] = scale[..., 0]
     if is_keys:
         spread = levels.reshape(-1, n_head_kv, head_dim // 4, page_size, 4)
         spread[page, :, :, inside, :] = level.reshape(-1, n_head_kv, head_dim // 4, 4)
-        scales.reshape(-1, n_head_kv, n_blocks, page_size)[page, :, :, inside] = scale[..., 0]
     else:
         spread = levels.reshape(-1, n_head_kv, page_size, head_dim)
         spread[page, :, inside, :] = level.reshape(-1, n_head_kv, head_dim)
-        scales.reshape(-1, n_head_kv, page_size, n_blocks)[page, :, inside, :] = scale[..., 0]
 
 
 def _quantized_parts(
@@ -138,10 +137,9 @@ def _quantized_parts(
     scales = regions[..., page_size * head_dim :].view(np.float16)
     if is_keys:
         levels = levels.reshape(-1, n_head_kv, head_dim // 4, page_size, 4).transpose(0, 3, 1, 2, 4)
-        scales = scales.reshape(-1, n_head_kv, n_blocks, page_size).transpose(0, 3, 1, 2)
     else:
         levels = levels.reshape(-1, n_head_kv, page_size, head_dim).transpose(0, 2, 1, 3)
-        scales = scales.reshape(-1, n_head_kv, page_size, n_blocks).transpose(0, 2, 1, 3)
+    scales = scales.reshape(-1, n_head_kv, n_blocks, page_size).transpose(0, 3, 1, 2)
     shape = (*scales.shape, BLOCK)
     return levels.astype(np.float32).reshape(shape), scales.astype(np.float32)
 

@@ -22,6 +22,8 @@ from tests.kernels.conftest import OneOp, each_backend, each_cpu, run_one_op, se
 MAX_ERROR = 2e-6
 # normalised mean square; the reference reads a q8_0 cache exactly, kernels quantise the query as well
 MAX_Q8_NMSE = 1e-4
+# against the reference over a cache that was not rounded at all
+MAX_CACHE_NMSE = {DType.F16: 1e-6, DType.Q8_0: 2e-4}
 
 PLAIN = (DType.F16, DType.F32)
 ALL = (*PLAIN, DType.Q8_0)
@@ -163,6 +165,14 @@ def test_long_rows_agree(backend: Backend, dtype: DType) -> None:
 def test_prompts_over_several_chunks_agree(backend: CpuBackend, dtype: DType, window: int) -> None:
     case = line_case(dtype, 70, 1170, window=window)
     case.expect(case.run(backend), MAX_ERROR)
+
+
+@each_backend
+@pytest.mark.parametrize("dtype", MAX_CACHE_NMSE)
+@pytest.mark.parametrize("head_dim", [32, 64, 128])
+def test_a_rounded_cache_changes_the_result_little(backend: Backend, dtype: DType, head_dim: int) -> None:
+    exact, rounded = (line_case(d, 5, 600, head_dim=head_dim) for d in (DType.F32, dtype))
+    assert nmse(rounded.run(backend), exact.expected()) <= MAX_CACHE_NMSE[dtype]
 
 
 @each_backend

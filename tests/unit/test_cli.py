@@ -203,13 +203,17 @@ REPORT = MemoryReport(
         ),
     ),
     input_weights=item(2 << 20), n_layer=2, n_ctx=4096, n_ctx_train=8192, n_batch=512, n_parallel=4,
+    kv_type="q8_0",
 )  # fmt: skip
 SPEC = ModelSpec("m:latest", "sha256:0", "/m.gguf", 1)
 
 
 def test_layers_show_planned_beside_measured_and_the_sums() -> None:
     text = loaded_text(LoadedModel(SPEC, LoadOptions(), "1", 1, REPORT, None, 0), is_summed=False)
-    assert "m:latest: 2 layers, 4 x 4096 positions (trained for 8192), batch 512\n\ncpu (A CPU)\n\n" in text
+    assert (
+        "m:latest: 2 layers, 4 x 4096 positions (trained for 8192), batch 512, q8_0 cache\n\ncpu (A CPU)\n\n"
+        in text
+    )
     rows = [line.split() for line in text.splitlines()]
     assert ["0", "1.0", "MiB", "1.0", "MiB", "512.0", "KiB", "512.0", "KiB"] in rows
     assert ["output", "3.0", "MiB", "3.0", "MiB", "0", "0"] in rows
