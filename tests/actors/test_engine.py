@@ -15,6 +15,7 @@ import trio.testing
 from actors.errors import ModelError, PeerGone, QueueFull, RequestError
 from actors.protocol import Chunk, DoneReason, Finished, Generate, LoadOptions, ModelSpec, Sampling
 from actors.runner.engine import Engine
+from actors.runner.forward import ThreadDevice
 from actors.runner.model import Model
 from actors.runner.sequence import Sequence
 from kernels.cpu.backend import CpuBackend
@@ -465,3 +466,81 @@ async def test_logprobs_come_one_a_token_in_falling_order(model_path: Path) -> N
     for entry in entries:
         assert entry.chosen == entry.top[0]
         assert [x.logprob for x in entry.top] == sorted((x.logprob for x in entry.top), reverse=True)
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+async def test_the_native_thread_draws_what_a_python_thread_draws(
+    model_path: Path, n_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [
+        Generate(PROMPT[i:], Sampling(seed=i, repeat_penalty=1.2), n_predict=12, n_logprobs=2)
+        for i in range(3)
+    ]
+
+    async def answers() -> list[tuple[list[int], str]]:
+        spec = ModelSpec("tiny", "sha256:0", str(model_path), 0)
+        options = LoadOptions(n_ctx=64, n_parallel=3, n_batch=16)
+        model = Model.open(spec, options, (), {"cpu": CpuBackend(n_threads)})
+        assert model.allocate()
+        engine = Engine(model, max_queue=8)
+        got: dict[int, tuple[list[int], str]] = {}
+
+        async def one(i: int) -> None:
+            tokens, text, _ = await collect(engine, requests[i])
+            got[i] = tokens, text
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(engine.run)
+            async with trio.open_nursery() as readers:
+                for i in range(len(requests)):
+                    readers.start_soon(one, i)
+            await engine.stop()
+        model.close()
+        return [got[i] for i in range(len(requests))]
+
+    native = await answers()
+    monkeypatch.setattr("actors.runner.engine.device_of", lambda _, tokenizer: ThreadDevice(tokenizer))
+    assert native == await answers()
+
+
+async def test_what_is_offered_and_what_is_received_make_the_answer_in_order(model_path: Path) -> None:
+    request = Generate(PROMPT, GREEDY, n_predict=30)
+    async with engine_of(model_path) as engine:
+        whole, _, _ = await collect(engine, request)
+        items: list[Chunk | Finished] = []
+        n_offers = 0
+
+        def offer(item: Chunk | Finished) -> bool:
+            nonlocal n_offers
+            n_offers += 1
+            if n_offers % 3 == 0:
+                return False  # as a reader without credit
+            items.append(item)
+            return True
+
+        async with engine.open(request, offer) as sequence:
+            while not (items and isinstance(items[-1], Finished)):
+                try:
+                    items.append(await sequence.receive())
+                except trio.EndOfChannel:
+                    break
+                engine.resume()
+    assert [token for item in items if isinstance(item, Chunk) for token in item.tokens] == whole
+    assert [type(item) for item in items].count(Finished) == 1
+
+
+async def test_a_reader_that_takes_every_offer_is_woken_once(model_path: Path) -> None:
+    items: list[Chunk | Finished] = []
+
+    def offer(item: Chunk | Finished) -> bool:
+        items.append(item)
+        return True
+
+    async with (
+        engine_of(model_path) as engine,
+        engine.open(Generate(PROMPT, GREEDY, n_predict=9), offer) as sequence,
+    ):
+        with pytest.raises(trio.EndOfChannel):
+            await sequence.receive()
+    assert isinstance(items[-1], Finished)
+    assert items[-1].predicted_tokens == 9

@@ -67,7 +67,7 @@ def parameters(draw: st.DrawFn) -> SamplingParams:
 @st.composite
 def rows_with_ties(draw: st.DrawFn) -> F32:
     """Logits, some equal, some -inf."""
-    n = draw(st.integers(1, 400))
+    n = draw(st.integers(1, 400) | st.integers(1000, 6000))  # the long ones are searched block by block
     logits = normal(draw(seeds), n) * np.float32(draw(st.sampled_from([0.1, 2.0, 30.0])))
     if draw(st.booleans()):
         logits = np.round(logits)
