@@ -7,11 +7,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PYTEST := $(BIN)/python -m pytest -q
 SOURCES := actors kernels bench tests tools
 NATIVE := $(sort $(wildcard kernels/cpu/*.cpp kernels/cpu/*.hpp kernels/cpu/*.inc actors/runner/native/*.?pp))
+NATIVE_TESTS := $(sort $(wildcard tests/kernels/native/*.?pp))
 BUILD_TOOLS := "scikit-build-core>=0.11" "nanobind>=2.9" "cmake>=3.26" "ninja>=1.11"
 FUZZ_S ?= 600
 
 .PHONY: help run test setup dev lint format types unit kernels golden actors system faults fuzz-slice fuzz \
-        sanitize bench docs clean
+        sanitize check-native check-neon work-gate bench docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -19,7 +20,7 @@ help: ## this list
 run: setup ## start the runtime and talk to the built-in model
 	@$(BIN)/runtime run --up
 
-test: lint types unit kernels golden actors system faults fuzz-slice sanitize ## every check and test
+test: lint types unit kernels golden actors system faults fuzz-slice sanitize check-native check-neon ## every check and test
 
 setup: $(VENV)/.runtime ## make the environment and build
 dev: $(VENV)/.dev ## the same, with the tools of the tests
@@ -42,18 +43,51 @@ $(VENV)/.dev: $(VENV)/.runtime
 lint: dev ## formatting and lint, without changing anything
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
-	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE) $(NATIVE_TESTS)
 
 format: dev ## put everything in shape
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
-	$(BIN)/clang-format -i $(NATIVE)
+	$(BIN)/clang-format -i $(NATIVE) $(NATIVE_TESTS)
 
 types: dev ## pyright, strict
 	$(BIN)/basedpyright
 
-unit kernels golden actors system faults: dev
+# Programs of the kernels without Python, from the objects of the ordinary build; and for aarch64, cross compiled.
+WHEEL_TAG = import sys, sysconfig; cp = "cp%d%d" % sys.version_info[:2]; \
+  print(cp, cp, sysconfig.get_platform().replace("-", "_"), sep="-")
+BUILD = build/$(shell $(BIN)/python -c '$(WHEEL_TAG)')
+CHECK := build/programs/kernel_check
+WORK := build/programs/kernel_work
+NEON := build/aarch64
+CROSS := $(shell command -v aarch64-linux-gnu-g++)
+EMULATOR := $(firstword $(shell command -v qemu-aarch64-static qemu-aarch64))
+
+unit golden actors system faults: dev
 	$(PYTEST) tests/$@
+
+kernels: dev $(WORK)
+	KERNEL_WORK=$(abspath $(WORK)) $(PYTEST) tests/$@
+
+$(CHECK) $(WORK) &: $(NATIVE) $(NATIVE_TESTS) tests/kernels/native/CMakeLists.txt $(VENV)/.dev
+	$(BIN)/cmake --build $(BUILD) --target kernel_check kernel_work
+	mkdir -p $(@D) && cp $(BUILD)/tests/kernels/native/kernel_check $(BUILD)/tests/kernels/native/kernel_work $(@D)/
+
+check-native: $(CHECK) ## compare this machine's instruction sets with the portable kernels
+	$(CHECK)
+
+check-neon: dev ## the same for NEON: cross compiled, emulated; needs g++-aarch64-linux-gnu and qemu-user-static
+ifneq ($(and $(CROSS),$(EMULATOR)),)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -G Ninja -S tests/kernels/native -B $(NEON) \
+	  --toolchain $(abspath tests/kernels/native/aarch64.cmake)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake --build $(NEON) --target kernel_check
+	$(EMULATOR) $(NEON)/kernel_check neon
+else
+	@echo "check-neon: skipped; install g++-aarch64-linux-gnu and qemu-user-static"
+endif
+
+work-gate: dev $(WORK) ## instructions per token against the stored budget; ARGS=--record stores this build's
+	$(BIN)/python -m tests.kernels.work_gate $(ARGS) $(WORK)
 
 fuzz-slice: dev
 	$(PYTEST) tests/fuzz

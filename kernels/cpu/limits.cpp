@@ -32,9 +32,8 @@ Measured measure_read(Pool& pool, const Kernels& kernels, const uint8_t* data, i
     const int64_t whole = n_bytes / kReadStep * kReadStep;
     return measure(pool, [&](const PoolThread& thread) {
         uint64_t total = 0;
-        share(thread, whole, kReadStep, [&](int64_t begin, int64_t end) {
-            total += kernels.limits.read_words(data + begin, end - begin);
-        });
+        share(thread, whole, kReadStep,
+              [&](int64_t begin, int64_t end) { total += kernels.limits.read_words(data + begin, end - begin); });
         return total;
     });
 }

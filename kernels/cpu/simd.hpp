@@ -73,6 +73,27 @@ KERNEL_INLINE A greatest(A a, A b) {
     return a < b ? b : a;
 }
 
+KERNEL_INLINE B32 join(B16 low, B16 high) {
+#if defined(KERNEL_X86)
+    return (B32)_mm256_set_m128i((__m128i)high, (__m128i)low);
+#else
+    uint8_t bytes[32];
+    store(bytes, low);
+    store(bytes + 16, high);
+    return load<B32>(bytes);
+#endif
+}
+
+#if defined(KERNEL_NEON)
+template <class Q>
+KERNEL_INLINE B32 join(Q low, Q high) {
+    return join((B16)low, (B16)high);
+}
+
+KERNEL_INLINE uint8x16_t low_half(B32 v) { return load<uint8x16_t>(&v); }
+KERNEL_INLINE uint8x16_t high_half(B32 v) { return load<uint8x16_t>(reinterpret_cast<const uint8_t*>(&v) + 16); }
+#endif
+
 // The first n lanes from memory, the rest zero.
 KERNEL_INLINE F load_part(const void* p, int64_t n) {
     float lanes[kLanes] = {};
@@ -126,9 +147,9 @@ KERNEL_INLINE F8 fma(F8 a, F8 b, F8 c) {
 #if defined(KERNEL_X86)
     return _mm256_fmadd_ps(a, b, c);
 #elif defined(KERNEL_NEON)
-    const float32x4_t low = vfmaq_f32(load<float32x4_t>(&c), load<float32x4_t>(&a), load<float32x4_t>(&b));
-    const auto high = [](const F8& v) { return load<float32x4_t>(reinterpret_cast<const float*>(&v) + 4); };
-    return (F8)join(low, vfmaq_f32(high(c), high(a), high(b)));
+    const auto low = [](F8 v) { return (float32x4_t)low_half((B32)v); };
+    const auto high = [](F8 v) { return (float32x4_t)high_half((B32)v); };
+    return (F8)join(vfmaq_f32(low(c), low(a), low(b)), vfmaq_f32(high(c), high(a), high(b)));
 #else
     return a * b + c;
 #endif
@@ -187,29 +208,6 @@ KERNEL_INLINE float largest(F v) {
     return top;
 #endif
 }
-
-// ---- halves of vectors
-
-KERNEL_INLINE B32 join(B16 low, B16 high) {
-#if defined(KERNEL_X86)
-    return (B32)_mm256_set_m128i((__m128i)high, (__m128i)low);
-#else
-    uint8_t bytes[32];
-    store(bytes, low);
-    store(bytes + 16, high);
-    return load<B32>(bytes);
-#endif
-}
-
-#if defined(KERNEL_NEON)
-template <class Q>
-KERNEL_INLINE B32 join(Q low, Q high) {
-    return join((B16)low, (B16)high);
-}
-
-KERNEL_INLINE uint8x16_t low_half(B32 v) { return load<uint8x16_t>(&v); }
-KERNEL_INLINE uint8x16_t high_half(B32 v) { return load<uint8x16_t>(reinterpret_cast<const uint8_t*>(&v) + 16); }
-#endif
 
 // ---- half precision, bfloat16
 

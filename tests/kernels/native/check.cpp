@@ -183,12 +183,12 @@ bool check_rope(const cpu::Kernels& isa) {
     return report.end();
 }
 
-bool check_store(const cpu::Kernels& isa, bool is_half) {
-    // no instruction set contracts the rotation's products, so that even the rounding to halves agrees
-    Report report(isa, "store_kv", is_half ? "F16" : "F32", 0.0);
+bool check_store(const cpu::Kernels& isa, cpu::DType dtype) {
+    // no instruction set contracts the rotation's products, so that even what is rounded to levels agrees
+    Report report(isa, "store_kv", name_of(dtype), 0.0);
     for (const Place place : kPlaces) {
-        for (const int64_t head_dim : {2, 30, 64, 80}) {
-            const StoreProblem problem(Random(10), 7, 3, head_dim, head_dim % 4 == 0, is_half, place);
+        for (const int64_t head_dim : {32, 64, 96, 160}) {
+            const StoreProblem problem(Random(10), 7, {3, head_dim, 6, dtype}, head_dim % 64 == 0, place);
             const int64_t n = problem.state_bytes();
             const Buffer<uint8_t> want_k(n, place), want_v(n, place), got_k(n, place), got_v(n, place);
             problem.run(portable, want_k, want_v);
@@ -202,20 +202,27 @@ bool check_store(const cpu::Kernels& isa, bool is_half) {
     return report.end();
 }
 
-bool check_attention(const cpu::Kernels& isa, bool is_half) {
+bool check_attention(const cpu::Kernels& isa, cpu::DType dtype) {
     constexpr AttentionShape shapes[] = {
-        {1, 1, 1, 64, 1, 0, 0.0f},    {3, 6, 2, 80, 33, 0, 0.0f},   {5, 4, 1, 128, 70, 0, 0.0f},
-        {2, 10, 2, 63, 32, 0, 30.0f}, {4, 5, 5, 20, 100, 17, 0.0f}, {3, 8, 1, 7, 97, 40, 5.0f},
+        {1, 1, 1, 64, 0, 16, 0, 0.0f},    {3, 6, 2, 96, 30, 32, 0, 0.0f},    {5, 4, 1, 128, 65, 16, 0, 0.0f},
+        {2, 10, 2, 32, 31, 5, 0, 30.0f},  {4, 5, 5, 32, 100, 16, 17, 0.0f},  {7, 8, 1, 160, 90, 24, 40, 5.0f},
+        {2, 6, 2, 64, 1040, 32, 0, 0.0f}, {2, 3, 1, 32, 600, 16, 520, 0.0f},
     };
-    Report report(isa, "attention", is_half ? "F16" : "F32", 1e-11);
+    Report report(isa, "attention", name_of(dtype), 1e-11);
     for (const Place place : kPlaces) {
         for (const AttentionShape& shape : shapes) {
-            const AttentionProblem problem(Random(11), shape, is_half, place);
-            const Buffer<float> want(shape.n * shape.n_head * shape.head_dim, place), got(want.size(), place);
-            problem.run(portable, want);
-            problem.run(isa, got);
+            const AttentionProblem problem(Random(11), shape, dtype, place);
+            const int64_t n = problem.out_n();
+            const Buffer<float> want(n, place), got(n, place), alone(n, place), chunks(n, place);
+            problem.run(portable, want, shape.n_rows);
+            problem.run(isa, got, shape.n_rows);
             report.close(got, want);
             report.whole(got);
+            problem.run(isa, alone, 1);
+            report.bits(alone.data(), got.data(), got.n_bytes(), "differs row by row");
+            problem.run_chunks(isa, chunks);
+            report.bits(chunks.data(), got.data(), got.n_bytes(), "differs in chunks");
+            report.whole(chunks);
         }
     }
     return report.end();
@@ -242,8 +249,8 @@ bool check(const cpu::Kernels& isa) {
     for (const Format& format : kFormats) is_right &= check_matmul(isa, format);
     is_right &= check_norm(isa);
     is_right &= check_rope(isa);
-    for (const bool is_half : {false, true}) is_right &= check_store(isa, is_half);
-    for (const bool is_half : {false, true}) is_right &= check_attention(isa, is_half);
+    for (const cpu::DType dtype : kCacheTypes) is_right &= check_store(isa, dtype);
+    for (const cpu::DType dtype : kCacheTypes) is_right &= check_attention(isa, dtype);
     is_right &= check_swiglu(isa);
     return is_right;
 }

@@ -62,17 +62,20 @@ inline Buffer<float> normals(Random& random, int64_t n, Place place) {
 inline Buffer<uint8_t> weights(Random& random, const Format& format, int64_t n, Place place) {
     const int64_t n_blocks = n / format.block_n;
     Buffer<uint8_t> made(n_blocks * format.block_bytes, place);
-    for (int64_t i = 0; i < made.size(); i++) made[i] = static_cast<uint8_t>(random.bits());
+    for (int64_t i = 0; i < made.size(); i += 8) {
+        const uint64_t eight = random.bits();
+        std::memcpy(made.data() + i, &eight, static_cast<size_t>(made.size() - i < 8 ? made.size() - i : 8));
+    }
     for (int64_t block = 0; block < n_blocks; block++) {
         uint8_t* p = made.data() + block * format.block_bytes;
-        const float value = random.normal();
         for (const int64_t at : format.halves) {
             const uint16_t half = random.half();
             if (at >= 0) std::memcpy(p + at, &half, 2);
         }
-        if (format.dtype == cpu::DType::MXFP4) p[0] = static_cast<uint8_t>(118 + random.below(6));
-        if (format.dtype == cpu::DType::F32) std::memcpy(p, &value, 4);
-        if (format.dtype == cpu::DType::BF16) std::memcpy(p, reinterpret_cast<const uint8_t*>(&value) + 2, 2);
+        // exponents 2^-7 .. 2^-4; 2^-10 .. 2^-5
+        if (format.dtype == cpu::DType::F32) p[3] = static_cast<uint8_t>((p[3] & 0x81) | 0x3c);
+        if (format.dtype == cpu::DType::BF16) p[1] = static_cast<uint8_t>((p[1] & 0x81) | 0x3c);
+        if (format.dtype == cpu::DType::MXFP4) p[0] = static_cast<uint8_t>(118 + p[0] % 6);
     }
     return made;
 }

@@ -108,98 +108,125 @@ struct RopeProblem {
     }
 };
 
+constexpr cpu::DType kCacheTypes[] = {cpu::DType::F32, cpu::DType::F16, cpu::DType::Q8_0};
+
+inline const char* name_of(cpu::DType dtype) {
+    for (const Format& format : kFormats) {
+        if (format.dtype == dtype) return format.name;
+    }
+    return "?";
+}
+
 // Keys are rotated and written with the values, to the cells that `cells` names.
 struct StoreProblem {
+    cpu::CacheShape cache;
     RopeProblem k;
-    bool is_half;
-    int64_t n_cells;
     Buffer<float> v;
     Buffer<int32_t> cells;
+    int64_t n_pages;
 
-    StoreProblem(Random random, int64_t n, int64_t n_head, int64_t head_dim, bool is_neox, bool is_half, Place place)
-        : k(Random(random.bits()), n, n_head, head_dim, head_dim / 2, is_neox, place),
-          is_half(is_half),
-          n_cells(2 * n + 1),
-          v(normals(random, n * n_head * head_dim, place)),
-          cells(n, place) {
-        const int64_t first = random.below(n_cells);  // steps of 2 meet every one of an odd number of cells once
-        for (int64_t i = 0; i < n; i++) cells[i] = static_cast<int32_t>((first + 2 * i) % n_cells);
+    StoreProblem(Random random, int64_t n, const cpu::CacheShape& cache, bool is_neox, Place place)
+        : cache(cache),
+          k(Random(random.bits()), n, cache.n_kv, cache.head_dim, cache.head_dim / 2, is_neox, place),
+          v(normals(random, n * cache.n_kv * cache.head_dim, place)),
+          cells(n, place),
+          n_pages((2 * n + cache.page_size) / cache.page_size) {
+        for (int64_t i = 0; i < n; i++) cells[i] = static_cast<int32_t>(2 * i + random.below(2));
     }
-    int64_t state_bytes() const { return n_cells * k.n_head * k.head_dim * (is_half ? 2 : 4); }
+    int64_t state_bytes() const { return n_pages * cache.n_kv * cache.region_bytes(); }
     void run(const cpu::Kernels& kernels, const Buffer<uint8_t>& k_state, const Buffer<uint8_t>& v_state) const {
-        kernels.store_kv({k.x.data(), v.data(), k.positions.data(), cells.data(), k_state.data(), v_state.data(), k.n,
-                          k.n_head, k.head_dim, is_half, true, k.rotation()},
-                         0, k.n_head);
+        kernels.store_kv({k.x.data(), v.data(), k.positions.data(), cells.data(), k_state.data(), v_state.data(), cache,
+                          true, k.rotation()},
+                         0, k.n * cache.n_kv);
     }
 };
 
+// n_rows successive rows of the second of two sequences, of which n_before cells were there already.
 struct AttentionShape {
-    int64_t n, n_head, n_kv, head_dim, n_visible, window;
+    int64_t n_rows, n_head, n_kv, head_dim, n_before, page_size, window;
     float softcap;
 };
 
-// Rows of two sequences; cells that no row sees are NaN.
+// Cells that no row may see are NaN.
 struct AttentionProblem {
     AttentionShape shape;
-    bool is_half;
+    cpu::CacheShape cache;
     Place place;
-    int64_t n_pages;
+    int64_t n_pages;  // of a sequence
     Buffer<float> q;
     Buffer<uint8_t> k_state, v_state;
     Buffer<int32_t> tables, rows, n_visible;
 
-    AttentionProblem(Random random, const AttentionShape& shape, bool is_half, Place place)
+    AttentionProblem(Random random, const AttentionShape& shape, cpu::DType dtype, Place place)
         : shape(shape),
-          is_half(is_half),
+          cache{shape.n_kv, shape.head_dim, shape.page_size, dtype},
           place(place),
-          n_pages((shape.n_visible + kPageCells - 1) / kPageCells),
-          q(normals(random, shape.n * shape.n_head * shape.head_dim, place)),
+          n_pages((shape.n_before + shape.n_rows + shape.page_size - 1) / shape.page_size),
+          q(normals(random, out_n(), place)),
           k_state(state_bytes(), place),
           v_state(state_bytes(), place),
           tables(2 * n_pages, place),
-          rows(shape.n, place),
-          n_visible(shape.n, place) {
+          rows(shape.n_rows, place),
+          n_visible(shape.n_rows, place) {
         for (int64_t i = 0; i < 2 * n_pages; i++) {
             const int64_t other = random.below(i + 1);
             tables[i] = tables[other];
             tables[other] = static_cast<int32_t>(i);
         }
-        for (int64_t i = 0; i < shape.n; i++) {
-            rows[i] = static_cast<int32_t>(i % 2);
-            n_visible[i] = static_cast<int32_t>(shape.n_visible - (i > 0 ? random.below(shape.n_visible) : 0));
+        for (int64_t i = 0; i < shape.n_rows; i++) {
+            rows[i] = 1;
+            n_visible[i] = static_cast<int32_t>(shape.n_before + i + 1);
         }
-        for (int64_t i = 0; i < 2 * shape.n_visible; i++) fill_cell(random, i % 2, i / 2);
+        fill(random);
     }
+    int64_t out_n() const { return shape.n_rows * shape.n_head * shape.head_dim; }
 
-    void run(const cpu::Kernels& kernels, const Buffer<float>& out) const {
-        const Buffer<float> scratch(cpu::attention_scratch(shape.n_head / shape.n_kv, shape.head_dim), place);
-        const float scale = 1.0f / static_cast<float>(shape.head_dim / 8 + 1);
-        for (int64_t item = 0; item < shape.n * shape.n_kv; item++) {
-            kernels.attention({q.data(), k_state.data(), v_state.data(), tables.data(), rows.data(), n_visible.data(),
-                               out.data(), shape.n_head, shape.n_kv, shape.head_dim, kPageCells, n_pages, shape.window,
-                               scale, shape.softcap, is_half},
-                              item, scratch.data());
+    // At most max_rows rows at a time.
+    void run(const cpu::Kernels& kernels, const Buffer<float>& out, int64_t max_rows) const {
+        const cpu::AttentionArgs now = args(out);
+        const Buffer<float> scratch(cpu::attention_scratch(cache, max_rows * now.n_group()), place);
+        for (int64_t row = 0; row < shape.n_rows; row += max_rows) {
+            const int64_t n = shape.n_rows - row < max_rows ? shape.n_rows - row : max_rows;
+            for (int64_t kv = 0; kv < shape.n_kv; kv++)
+                kernels.attention(now, {row, n, kv, -1, nullptr}, scratch.data());
+        }
+    }
+    // Row by row, the chunks of each by themselves, as several threads do it.
+    void run_chunks(const cpu::Kernels& kernels, const Buffer<float>& out) const {
+        const cpu::AttentionArgs now = args(out);
+        const Buffer<float> scratch(cpu::attention_scratch(cache, now.n_group()), place);
+        const int64_t n_chunks = (n_pages * shape.page_size + cpu::kAttentionChunk - 1) / cpu::kAttentionChunk;
+        const int64_t chunk_floats = cpu::attention_partial(now.n_group(), shape.head_dim);
+        const Buffer<float> partials(n_chunks * chunk_floats, place);
+        for (int64_t row = 0; row < shape.n_rows; row++) {
+            const int64_t stop = n_visible[row], seen = stop - shape.window - 1;
+            const int64_t start = shape.window > 0 && seen > 0 ? seen : 0;
+            for (int64_t kv = 0; kv < shape.n_kv; kv++) {
+                for (int64_t chunk = start / cpu::kAttentionChunk; chunk * cpu::kAttentionChunk < stop; chunk++)
+                    kernels.attention(now, {row, 1, kv, chunk, partials.data() + chunk * chunk_floats}, scratch.data());
+                kernels.merge_chunks(now, row, kv, partials.data());
+            }
         }
     }
 
 private:
-    static constexpr int64_t kPageCells = 16;
-    int64_t cell_n() const { return shape.n_kv * shape.head_dim; }
-    int64_t state_bytes() const { return 2 * n_pages * kPageCells * cell_n() * (is_half ? 2 : 4); }
-    void fill_cell(Random& random, int64_t sequence, int64_t position) const {
-        const int64_t page = tables[sequence * n_pages + position / kPageCells];
-        const int64_t first = (page * kPageCells + position % kPageCells) * cell_n();
-        for (const Buffer<uint8_t>* state : {&k_state, &v_state}) {
-            for (int64_t i = first; i < first + cell_n(); i++) {
-                const uint16_t half = random.half();
-                const float value = random.normal();
-                if (is_half) {
-                    std::memcpy(state->data() + 2 * i, &half, 2);
-                } else {
-                    std::memcpy(state->data() + 4 * i, &value, 4);
-                }
-            }
-        }
+    int64_t state_bytes() const { return 2 * n_pages * cache.n_kv * cache.region_bytes(); }
+    cpu::AttentionArgs args(const Buffer<float>& out) const {
+        const float scale = 1.0f / static_cast<float>(shape.head_dim / 8 + 1);
+        return {q.data(), k_state.data(), v_state.data(), tables.data(), rows.data(), n_visible.data(), out.data(),
+                cache,    shape.n_head,   n_pages,        shape.window,  scale,       shape.softcap};
+    }
+    void fill(Random& random) const {
+        const int64_t n = shape.n_before + shape.n_rows;
+        const Buffer<float> k = normals(random, n * shape.n_kv * shape.head_dim, place),
+                            v = normals(random, k.size(), place);
+        const Buffer<int32_t> cells(n, place);
+        for (int64_t i = 0; i < n; i++)
+            cells[i] =
+                static_cast<int32_t>(tables[n_pages + i / shape.page_size] * shape.page_size + i % shape.page_size);
+        cpu::kGeneric.store_kv(
+            {k.data(), v.data(), cells.data(), cells.data(), k_state.data(), v_state.data(), cache, false, {}}, 0,
+            n * shape.n_kv);
     }
 };
 

@@ -1,7 +1,8 @@
 // A known amount of work on one thread, for a tool that counts instructions: one layer's worth of every op for a small
-// model of the llama kind, per type, for one token, for one token of each of 16 sequences, and for a prompt of 64.
+// model of the llama kind, per type, for one token and for a prompt of 64.
 //
 //   kernel_work avx2
+//   kernel_work compiler   prints what made this, such as "gcc 12": other compilers make other instructions
 //
 // Prints a line "op type phase n_tokens" per case and runs each inside work_case(), one call per case, in this order:
 // so that `valgrind --tool=callgrind --toggle-collect=work_case --dump-after=work_case` gives one count per line.
@@ -22,11 +23,11 @@ namespace {
 
 struct Phase {
     const char* name;
-    int64_t n_tokens, n_visible;
+    int64_t n_tokens, n_before;
 };
 
-constexpr Phase kPhases[] = {{"decode", 1, 512}, {"decode16", 16, 128}, {"prompt", 64, 64}};
-constexpr int64_t kEmbd = 512, kFf = 1536, kHeadDim = 64, kHeads = 8, kHeadsKv = 2;
+constexpr Phase kPhases[] = {{"decode", 1, 511}, {"prompt", 64, 0}};
+constexpr int64_t kEmbd = 256, kFf = 768, kHeadDim = 64, kHeads = 4, kHeadsKv = 2;
 
 void run_case(const char* op, const char* type, const Phase& phase, const std::function<void()>& work) {
     std::printf("%s %s %s %lld\n", op, type, phase.name, static_cast<long long>(phase.n_tokens));
@@ -49,17 +50,18 @@ void products(const cpu::Kernels& kernels, const Format& format, const Phase& ph
     });
 }
 
-void attention(const cpu::Kernels& kernels, bool is_half, const Phase& phase) {
-    const AttentionProblem problem(Random(2), {phase.n_tokens, kHeads, kHeadsKv, kHeadDim, phase.n_visible, 0, 0.0f},
-                                   is_half, Place::AtStart);
-    const Buffer<float> out(phase.n_tokens * kHeads * kHeadDim, Place::AtStart);
-    run_case("attention", is_half ? "F16" : "F32", phase, [&] { problem.run(kernels, out); });
+void attention(const cpu::Kernels& kernels, cpu::DType dtype, const Phase& phase) {
+    const AttentionShape shape{phase.n_tokens, kHeads, kHeadsKv, kHeadDim, phase.n_before, 32, 0, 0.0f};
+    const AttentionProblem problem(Random(2), shape, dtype, Place::AtStart);
+    const Buffer<float> out(problem.out_n(), Place::AtStart);
+    constexpr int64_t max_rows = cpu::kAttentionQueries * kHeadsKv / kHeads;
+    run_case("attention", name_of(dtype), phase, [&] { problem.run(kernels, out, max_rows); });
 }
 
-void store(const cpu::Kernels& kernels, bool is_half, const Phase& phase) {
-    const StoreProblem problem(Random(3), phase.n_tokens, kHeadsKv, kHeadDim, true, is_half, Place::AtStart);
+void store(const cpu::Kernels& kernels, cpu::DType dtype, const Phase& phase) {
+    const StoreProblem problem(Random(3), phase.n_tokens, {kHeadsKv, kHeadDim, 32, dtype}, true, Place::AtStart);
     const Buffer<uint8_t> k_state(problem.state_bytes(), Place::AtStart), v_state(k_state.size(), Place::AtStart);
-    run_case("store_kv", is_half ? "F16" : "F32", phase, [&] { problem.run(kernels, k_state, v_state); });
+    run_case("store_kv", name_of(dtype), phase, [&] { problem.run(kernels, k_state, v_state); });
 }
 
 void others(const cpu::Kernels& kernels, const Phase& phase) {
@@ -76,12 +78,20 @@ void others(const cpu::Kernels& kernels, const Phase& phase) {
 }
 
 int main_of(const char* name) {
+    if (std::strcmp(name, "compiler") == 0) {
+#if defined(__clang__)
+        std::printf("clang %d\n", __clang_major__);
+#else
+        std::printf("gcc %d\n", __GNUC__);
+#endif
+        return 0;
+    }
     for (const cpu::Kernels* kernels : cpu::available_kernels()) {
         if (std::strcmp(kernels->name, name) != 0) continue;
         for (const Phase& phase : kPhases) {
             for (const Format& format : kFormats) products(*kernels, format, phase);
-            for (const bool is_half : {false, true}) attention(*kernels, is_half, phase);
-            for (const bool is_half : {false, true}) store(*kernels, is_half, phase);
+            for (const cpu::DType dtype : kCacheTypes) attention(*kernels, dtype, phase);
+            for (const cpu::DType dtype : kCacheTypes) store(*kernels, dtype, phase);
             others(*kernels, phase);
         }
         return 0;
