@@ -55,7 +55,7 @@ struct MatmulArgs {
     DType dtype;
 };
 
-constexpr int64_t kFewColumns = 4;      // with fewer, memory is waited for, not arithmetic
+constexpr int64_t kFewColumns = 5;      // with fewer, memory is waited for, not arithmetic
 constexpr int64_t kMatmulRows = 64;     // rows whose panels stand in the first-level cache while all columns pass
 constexpr int64_t kMatmulCols = 256;    // columns whose sums stand in the second-level cache
 constexpr int64_t kPanelFloats = 8192;  // panels of kMatmulRows rows by 256 columns of the weight
