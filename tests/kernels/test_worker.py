@@ -1,4 +1,4 @@
-"""The worker's thread: the same tokens as running and sampling by hand, errors handed back, one step at a time."""
+"""The worker: the same tokens as running and sampling by hand, errors handed back, one step at a time."""
 
 import select
 
