@@ -95,10 +95,10 @@ class CpuBackend:
                 return f"no kernel for {type(op).__name__}"
 
     def workspace_bytes(self, op: Op, bounds: Bounds) -> int:
-        """Scratch: of each thread the panels and sums of a product or of attention, and results that are shared.
+        """Scratch: of each thread the panels and sums of a product or of attention, and what all share.
 
-        A product takes for each thread 32 KiB of panels and 256 bytes for each of at most 256 rows of activations,
-        and once all activations as int8.
+        A product takes for each thread 32 KiB of panels and 256 bytes for each of at most 256 rows of
+        activations, and once all activations as int8.
         Attention takes for each thread two rows per query it works on (96 queries, or those of one row where
         that is more) and 32 cells of keys and values as floats: 104 KiB with heads of 64. Where rows are few,
         each chunk of 512 cells of the longest context has a result of its own, for 4 rows and key/value heads
