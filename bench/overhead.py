@@ -1,4 +1,4 @@
-"""Time outside the kernels: the engine driven in this process, with a clock round every native run."""
+"""Time outside the kernels: the engine driven in this process, with a clock at the end of every step."""
 
 import itertools
 import statistics
@@ -15,8 +15,7 @@ from bench.case import OUTSIDE_S, OUTSIDE_SHARE, SERVED_TOKENS_PER_S, Case, Metr
 from bench.files import ModelFile
 from bench.opening import opened
 from bench.served import served_tokens_per_s
-from kernels.cpu.backend import CpuSegment
-from kernels.tensor import N_TOKENS, Bounds
+from kernels.cpu.worker import CpuWorker, Drawn
 
 N_PROMPT = 8
 DEADLINE_S = 600.0
@@ -24,50 +23,46 @@ DEADLINE_S = 600.0
 
 @dataclass(slots=True)
 class Clock:
-    """When native code ran for a batch of n_tokens inputs, in order."""
+    """When each step that drew n_draws tokens had ended, and how long had been computed until then."""
 
-    n_tokens: int
-    runs: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
+    n_draws: int
+    ends: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
 
     def outside_s(self) -> float:
-        """From the end of one run to the beginning of the next, in the median: others run here too."""
-        return statistics.median(b[0] - a[1] for a, b in itertools.pairwise(self.runs))
+        """What a step takes beyond its computing, in the median: others run here too."""
+        return statistics.median((b[0] - a[0]) - (b[1] - a[1]) for a, b in itertools.pairwise(self.ends))
 
     def outside_share(self) -> float:
         """Of a step's time."""
-        inside_s = statistics.median(end - begin for begin, end in self.runs)
-        return self.outside_s() / (self.outside_s() + inside_s)
+        return self.outside_s() / statistics.median(b[0] - a[0] for a, b in itertools.pairwise(self.ends))
 
 
 @contextmanager
-def kernel_clock(n_tokens: int) -> Generator[Clock]:
-    """Every native run of a decode batch of this size is timed while the block runs.
+def step_clock(n_draws: int) -> Generator[Clock]:
+    """Every step of the native worker with so many draws is noted while the block runs."""
+    clock = Clock(n_draws)
+    take = CpuWorker.take
 
-    On the CPU a batch is one native segment, so runs are steps.
-    """
-    clock = Clock(n_tokens)
-    run = CpuSegment.run
+    def noted(self: CpuWorker) -> list[Drawn]:
+        drawn = take(self)
+        if len(drawn) == clock.n_draws:
+            clock.ends.append((time.perf_counter(), self.compute_s))
+        return drawn
 
-    def timed(self: CpuSegment, values: Bounds) -> None:
-        begin_s = time.perf_counter()
-        run(self, values)
-        if values[N_TOKENS.name] == clock.n_tokens:
-            clock.runs.append((begin_s, time.perf_counter()))
-
-    CpuSegment.run = timed
+    CpuWorker.take = noted
     try:
         yield clock
     finally:
-        CpuSegment.run = run
+        CpuWorker.take = take
 
 
 def engine_overhead(case: Case, file: ModelFile, n_threads: int, isa: str) -> Mapping[Metric, float]:
     """The engine's own part of a step, and what comes out of a runner's socket with all of it."""
     n_ctx = N_PROMPT + case.n_tokens
-    with opened(file, n_ctx, case.n_seq, n_threads, isa) as model, kernel_clock(case.n_seq) as clock:
+    with opened(file, n_ctx, case.n_seq, n_threads, isa) as model, step_clock(case.n_seq) as clock:
         trio.run(_generate, Engine(model, case.n_seq), requests(case.n_seq, case.n_tokens))
-    if len(clock.runs) < 2:
-        raise ArithmeticError(f"{case.title}: only {len(clock.runs)} batches of {case.n_seq} rows ran")
+    if len(clock.ends) < 2:
+        raise ArithmeticError(f"{case.title}: only {len(clock.ends)} batches of {case.n_seq} rows ran")
     return {
         OUTSIDE_S: clock.outside_s(),
         OUTSIDE_SHARE: clock.outside_share(),

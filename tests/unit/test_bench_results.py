@@ -88,8 +88,8 @@ def test_limits_between_two_measurements_are_their_means() -> None:
     assert between(Limits(1.0, 2.0, 3.0), Limits(3.0, 4.0, 5.0)) == Limits(2.0, 3.0, 4.0)
 
 
-def test_time_outside_the_kernels_lies_between_the_end_of_a_run_and_the_next() -> None:
-    clock = Clock(1, [(0.0, 1.0), (1.5, 2.5), (3.0, 4.0), (9.0, 10.0)])  # the last was kept waiting
+def test_time_outside_the_kernels_is_what_a_step_takes_beyond_its_computing() -> None:
+    clock = Clock(1, [(0.0, 0.0), (1.5, 1.0), (3.0, 2.0), (9.0, 3.0)])  # the last was kept waiting
     assert clock.outside_s() == pytest.approx(0.5)
     assert clock.outside_share() == pytest.approx(0.5 / 1.5)
 

@@ -211,7 +211,7 @@ SPEC = ModelSpec("m:latest", "sha256:0", "/m.gguf", 1)
 def test_layers_show_planned_beside_measured_and_the_sums() -> None:
     text = loaded_text(LoadedModel(SPEC, LoadOptions(), "1", 1, REPORT, None, 0), is_summed=False)
     assert (
-        "m:latest: 2 layers, 4 x 4096 positions (trained for 8192), batch 512, q8_0 cache\n\ncpu (A CPU)\n\n"
+        "m:latest: 2 layers, batch 512\n4 x 4096 positions (trained for 8192), q8_0 cache\n\ncpu (A CPU)\n\n"
         in text
     )
     rows = [line.split() for line in text.splitlines()]
