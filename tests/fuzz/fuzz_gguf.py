@@ -16,6 +16,8 @@ from pathlib import Path
 
 import atheris
 
+import actors.runner._native  # lies in site-packages, where only the editable finder looks  # noqa: F401
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # run as a script, from anywhere
 # atheris sees no coverage of what an editable install's finder loads; the sources lie in ROOT
