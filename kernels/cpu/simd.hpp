@@ -314,13 +314,6 @@ struct AsBF16 {
 };
 
 template <class T>
-KERNEL_INLINE F load_part_as(const uint8_t* p, int64_t n) {
-    float lanes[kLanes] = {};
-    for (int64_t i = 0; i < n; i++) lanes[i] = T::scalar(p + T::kBytes * i);
-    return load<F>(lanes);
-}
-
-template <class T>
 KERNEL_INLINE F8 load_part_of_8(const uint8_t* p, int64_t n) {
     float lanes[8] = {};
     for (int64_t i = 0; i < n; i++) lanes[i] = T::scalar(p + T::kBytes * i);

@@ -1,4 +1,7 @@
-"""The engine on a tiny real model and the reference backend: streams, limits, cancellation, isolation."""
+"""The engine on a tiny real model and the reference backend: streams, limits, cancellation, isolation.
+
+Longer than a module should be, on purpose: every test drives the one loop through the helpers below.
+"""
 
 import copy
 import time
