@@ -15,8 +15,11 @@ LONG: dict[str, Any] = {
     "model": MODEL,
     "prompt": "once",
     "raw": True,
-    "options": {"num_predict": 400, "temperature": 1.5, "seed": 7, "num_ctx": 512, "top_k": 0, "top_p": 1.0},
-}
+    "options": {
+        "num_predict": 400, "num_ctx": 512, "seed": 7, "temperature": 3.0, "top_k": 0, "top_p": 1.0,
+        "repeat_last_n": 32, "repeat_penalty": 0.3,  # favours its own words, so it does not end after a few
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("actor", ["discovery", "scheduler", "host", "gateway"])
