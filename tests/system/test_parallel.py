@@ -16,18 +16,23 @@ def test_a_short_answer_does_not_wait_for_a_long_one(runtime: Runtime) -> None:
     # a penalty far below one makes what was said once the most likely for ever: no end token is reached
     options = {"num_predict": -1, "temperature": 0, "repeat_penalty": 0.01, "stop": []}
     long = {"model": "handbook", "prompt": "once", "raw": True, "options": options}
-    began, finished = threading.Event(), threading.Event()
+    began, answered, finished = threading.Event(), threading.Event(), threading.Event()
 
     def run_long() -> None:
         with runtime.http.stream("POST", "/api/generate", json=long) as response:
             for n, _ in enumerate(response.iter_lines()):
                 if n == 5:
                     began.set()
+                if answered.is_set():
+                    return
         finished.set()
 
     thread = threading.Thread(target=run_long)
     thread.start()
-    assert began.wait(30)
-    assert runtime.chat(num_predict=1)["eval_count"] == 1
-    assert not finished.is_set()
-    thread.join(120)
+    try:
+        assert began.wait(30)
+        assert runtime.chat(num_predict=1)["eval_count"] == 1
+        assert not finished.is_set()
+    finally:
+        answered.set()
+        thread.join(120)
