@@ -190,6 +190,73 @@ KERNEL_INLINE I8 dot_add_8(I8 sum, B32 bytes, const int8_t* x) {
 }
 #endif
 
+// Lane i: the sum of the products of bytes 4 i .. 4 i + 3, those of `bytes` as dot_add takes them.
+KERNEL_INLINE I8 dot_fours(B32 bytes, B32 x) {
+#if defined(KERNEL_AVX512)
+    return (I8)_mm256_dpbusd_epi32(_mm256_setzero_si256(), (__m256i)bytes, (__m256i)x);
+#elif defined(KERNEL_VNNI)
+    return (I8)_mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), (__m256i)bytes, (__m256i)x);
+#elif defined(KERNEL_AVX2)
+    const __m256i pairs = _mm256_maddubs_epi16((__m256i)bytes, (__m256i)x);
+    return (I8)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#elif defined(KERNEL_NEON)
+    const auto dot = [](uint8x16_t a, uint8x16_t b)
+                         KERNEL_LAMBDA { return vdotq_s32(vdupq_n_s32(0), (int8x16_t)a, (int8x16_t)b); };
+    return (I8)join(dot(low_half(bytes), low_half(x)), dot(high_half(bytes), high_half(x)));
+#else
+    int32_t sums[8] = {};
+    for (int i = 0; i < 32; i++) {
+        const int byte = kTakesUnsigned ? bytes[i] : static_cast<int8_t>(bytes[i]);
+        sums[i / 4] += byte * static_cast<int8_t>(x[i]);
+    }
+    return load<I8>(sums);
+#endif
+}
+
+// Lane l < 4: the sum of the first half of vector l, lane 4 + l: of its second half.
+KERNEL_INLINE I8 add_halves(const I8 (&v)[4]) {
+#if defined(KERNEL_X86)
+    __m256i pairs[2];
+    for (int i = 0; i < 2; i++) {
+        const __m256i a = (__m256i)v[2 * i], b = (__m256i)v[2 * i + 1];
+        pairs[i] = _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+    }
+    return (I8)_mm256_add_epi32(_mm256_unpacklo_epi64(pairs[0], pairs[1]), _mm256_unpackhi_epi64(pairs[0], pairs[1]));
+#elif defined(KERNEL_NEON)
+    int32x4_t sums[2];
+    for (int half = 0; half < 2; half++) {
+        int32x4_t h[4];
+        for (int i = 0; i < 4; i++) h[i] = (int32x4_t)(half == 0 ? low_half((B32)v[i]) : high_half((B32)v[i]));
+        sums[half] = vpaddq_s32(vpaddq_s32(h[0], h[1]), vpaddq_s32(h[2], h[3]));
+    }
+    return (I8)join(sums[0], sums[1]);
+#else
+    I8 sums{};
+    for (int l = 0; l < 8; l++) {
+        for (int i = 0; i < 4; i++) sums[l] += v[l % 4][l / 4 * 4 + i];
+    }
+    return sums;
+#endif
+}
+
+// Lane l < 4: lanes l and 4 + l of a, lane 4 + l: of b.
+KERNEL_INLINE I8 join_halves(I8 a, I8 b) {
+#if defined(KERNEL_X86)
+    return (I8)_mm256_add_epi32(_mm256_permute2x128_si256((__m256i)a, (__m256i)b, 0x20),
+                                _mm256_permute2x128_si256((__m256i)a, (__m256i)b, 0x31));
+#elif defined(KERNEL_NEON)
+    const auto both = [](I8 v) { return vaddq_s32((int32x4_t)low_half((B32)v), (int32x4_t)high_half((B32)v)); };
+    return (I8)join(both(a), both(b));
+#else
+    I8 sums{};
+    for (int l = 0; l < 4; l++) {
+        sums[l] = a[l] + a[4 + l];
+        sums[4 + l] = b[l] + b[4 + l];
+    }
+    return sums;
+#endif
+}
+
 // ---- transposition
 
 #if defined(KERNEL_NEON)
