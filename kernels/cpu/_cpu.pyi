@@ -78,6 +78,7 @@ class Segment:
         n_in: int,
         n_out: int,
         dtype: int,
+        row_bytes: int,
         quantizes: bool,
         n: int,
     ) -> None: ...

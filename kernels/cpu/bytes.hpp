@@ -190,14 +190,17 @@ KERNEL_INLINE I8 dot_add_8(I8 sum, B32 bytes, const int8_t* x) {
 }
 #endif
 
-// Lane i: the sum of the products of bytes 4 i .. 4 i + 3, those of `bytes` as dot_add takes them.
+// Lane i: the sum of the products of bytes 4 i .. 4 i + 3, those of `bytes` as dot_add takes them, or signed.
+template <bool kSigned>
 KERNEL_INLINE I8 dot_fours(B32 bytes, B32 x) {
 #if defined(KERNEL_AVX512)
     return (I8)_mm256_dpbusd_epi32(_mm256_setzero_si256(), (__m256i)bytes, (__m256i)x);
 #elif defined(KERNEL_VNNI)
     return (I8)_mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), (__m256i)bytes, (__m256i)x);
 #elif defined(KERNEL_AVX2)
-    const __m256i pairs = _mm256_maddubs_epi16((__m256i)bytes, (__m256i)x);
+    const __m256i a = (__m256i)bytes, b = (__m256i)x;
+    const __m256i pairs =
+        kSigned ? _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(b, a)) : _mm256_maddubs_epi16(a, b);
     return (I8)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 #elif defined(KERNEL_NEON)
     const auto dot = [](uint8x16_t a, uint8x16_t b)
@@ -206,7 +209,7 @@ KERNEL_INLINE I8 dot_fours(B32 bytes, B32 x) {
 #else
     int32_t sums[8] = {};
     for (int i = 0; i < 32; i++) {
-        const int byte = kTakesUnsigned ? bytes[i] : static_cast<int8_t>(bytes[i]);
+        const int byte = kTakesUnsigned && !kSigned ? bytes[i] : static_cast<int8_t>(bytes[i]);
         sums[i / 4] += byte * static_cast<int8_t>(x[i]);
     }
     return load<I8>(sums);

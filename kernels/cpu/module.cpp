@@ -76,7 +76,8 @@ void add_rms_norm(Segment& s, Address x, Address weight, Address out, int64_t wi
 }
 
 void add_matmul(Segment& s, Address x, Address weight, Address bias, Address residual, Address out, Address scratch,
-                Address acts, int64_t thread_floats, int64_t n_in, int64_t n_out, int dtype, bool quantizes, Dim n) {
+                Address acts, int64_t thread_floats, int64_t n_in, int64_t n_out, int dtype, int64_t row_bytes,
+                bool quantizes, Dim n) {
     auto step = std::make_unique<MatmulStep>();
     step->acts = at<ActGroup>(acts);
     step->args = {at<float>(x),
@@ -92,6 +93,7 @@ void add_matmul(Segment& s, Address x, Address weight, Address bias, Address res
                   static_cast<DType>(dtype)};
     step->thread_floats = thread_floats;
     step->n = n;
+    step->row_bytes = row_bytes;
     step->quantizes = quantizes;
     s.add(std::move(step));
 }
@@ -296,7 +298,7 @@ NB_MODULE(_cpu, m) {
         .def("add_rms_norm", &add_rms_norm, nb::kw_only(), "x"_a, "weight"_a, "out"_a, "width"_a, "chunk"_a, "eps"_a,
              "n"_a)
         .def("add_matmul", &add_matmul, nb::kw_only(), "x"_a, "weight"_a, "bias"_a, "residual"_a, "out"_a, "scratch"_a,
-             "acts"_a, "thread_floats"_a, "n_in"_a, "n_out"_a, "dtype"_a, "quantizes"_a, "n"_a)
+             "acts"_a, "thread_floats"_a, "n_in"_a, "n_out"_a, "dtype"_a, "row_bytes"_a, "quantizes"_a, "n"_a)
         .def("add_rope", &add_rope, nb::kw_only(), "x"_a, "positions"_a, "out"_a, "n_head"_a, "head_dim"_a,
              "rotation"_a, "n"_a)
         .def("add_store_kv", &add_store_kv, nb::kw_only(), "k"_a, "v"_a, "positions"_a, "cells"_a, "k_state"_a,

@@ -98,6 +98,7 @@ class SegmentBuilder:
             n_in=_width(op.x),
             n_out=_width(op.out),
             dtype=op.weight.dtype.ggml_id,
+            row_bytes=op.weight.dtype.n_bytes(_width(op.x)),
             # q, k and v, or gate and up, multiply the same activations: their blocks are made once
             quantizes=is_quantized and self._quantized is not op.x,
             n=self._dim(op.x.shape[0]),

@@ -10,13 +10,18 @@
 
 namespace cpu {
 
-// Calls f(begin, end) for this thread's pieces of 0..n, each a multiple of `grain` but the last.
+// Calls f(begin, end) for the pieces of 0..n that this thread takes.
+template <class F>
+void share_pieces(const PoolThread& thread, int64_t n, int64_t piece, F f) {
+    for (int64_t begin; (begin = thread.take() * piece) < n;) f(begin, std::min(n, begin + piece));
+}
+
+// The same with pieces enough that threads end together, few enough that taking one costs nothing; each but the last
+// is a multiple of `grain`.
 template <class F>
 void share(const PoolThread& thread, int64_t n, int64_t grain, F f) {
-    // pieces enough that threads end together, few enough that taking one costs nothing
     const int64_t n_pieces = 16 * thread.n_threads, n_grains = (n + grain - 1) / grain;
-    const int64_t piece = std::max<int64_t>(1, (n_grains + n_pieces - 1) / n_pieces) * grain;
-    for (int64_t begin; (begin = thread.take() * piece) < n;) f(begin, std::min(n, begin + piece));
+    share_pieces(thread, n, std::max<int64_t>(1, (n_grains + n_pieces - 1) / n_pieces) * grain, f);
 }
 
 // 64 bytes of floats: two threads never write to one cache line, and vectors are whole
@@ -46,8 +51,19 @@ struct MatmulStep final : Step {
     ActGroup* acts;
     int64_t thread_floats;  // of scratch
     Dim n;
+    int64_t row_bytes;  // of the weight
     bool quantizes;
     int n_phases() const override { return quantizes ? 2 : 1; }
+
+    // Rows that a thread reads as a few long streams: long enough for the processor's own prefetching, and so many
+    // pieces that a thread which is held up leaves work to the others.
+    int64_t few_columns_piece(int n_threads) const {
+        constexpr int64_t kPieceBytes = int64_t{1} << 18;
+        const int64_t by_bytes = kPieceBytes / row_bytes;
+        const int64_t by_threads = (args.n_out + 2 * n_threads - 1) / (2 * n_threads);
+        return (std::max<int64_t>(1, std::min(by_bytes, by_threads)) + kPanelRows - 1) / kPanelRows * kPanelRows;
+    }
+
     void run(const Kernels& kernels, const Values& values, int phase, const PoolThread& thread) const override {
         MatmulArgs now = args;
         now.n = value_of(n, values);
@@ -56,8 +72,12 @@ struct MatmulStep final : Step {
             share(thread, now.n * ((now.n_in + ActGroup::kSize - 1) / ActGroup::kSize), 1,
                   [&](int64_t begin, int64_t end) { kernels.quantize(now.x, acts, now.n, now.n_in, begin, end); });
         } else if (now.n > 0) {
-            share(thread, now.n_out, now.n < kFewColumns ? kPanelRows : kMatmulRows,
-                  [&](int64_t begin, int64_t end) { kernels.matmul(now, begin, end); });
+            const auto multiply = [&](int64_t begin, int64_t end) { kernels.matmul(now, begin, end); };
+            if (now.n < kFewColumns) {
+                share_pieces(thread, now.n_out, few_columns_piece(thread.n_threads), multiply);
+            } else {
+                share(thread, now.n_out, kMatmulRows, multiply);
+            }
         }
     }
 };
