@@ -19,7 +19,7 @@ from typing import Final, Protocol, runtime_checkable
 import trio
 
 from actors.config import Config, load_config
-from actors.connection import build, unix_path
+from actors.connection import unix_path
 from actors.errors import ConfigError, PeerGone, RemoteProtocolError, RequestError, RuntimeFault
 from actors.faults import sole_fault
 from actors.inherited import bind_unix, group_id, listener_of, make_run_dir, take_socket
@@ -27,6 +27,7 @@ from actors.lifeline import watch_lifeline
 from actors.link import Link, Replies, connect, serve
 from actors.logs import start_logging
 from actors.protocol import GetStats, Request, Stats
+from actors.version import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ async def _live(
         async def handle(request: Request, replies: Replies) -> None:
             if isinstance(request, GetStats):
                 uptime_s = time.monotonic() - started_s
-                await replies.send(Stats(name, os.getpid(), build(), uptime_s, service.gauges()))
+                await replies.send(Stats(name, os.getpid(), VERSION, uptime_s, service.gauges()))
             else:
                 await service.handle(request, replies)
 

@@ -5,8 +5,6 @@ import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable
-from functools import cache
-from importlib import metadata
 from typing import Final
 
 import msgspec
@@ -16,6 +14,7 @@ from trio.abc import Stream
 from actors.errors import ConfigError, PeerGone, RemoteProtocolError, RuntimeFault
 from actors.faults import fault_from, info_from
 from actors.protocol import PROTOCOL_VERSION, Fail, Frame, Hello
+from actors.version import VERSION
 from actors.wire import FrameDecoder, encode_frame
 
 log = logging.getLogger(__name__)
@@ -33,15 +32,6 @@ WRITE_BYTES: Final = 1 << 18
 """Small frames are joined up to about this before they are written."""
 UNIX_PATH_MAX: Final = 107
 SO_PEERGROUPS: Final = 59  # not in the socket module
-
-
-@cache
-def build() -> str:
-    """The version of this installation, for hello and stats."""
-    try:
-        return metadata.version("actor-runtime")
-    except metadata.PackageNotFoundError:
-        return "source"
 
 
 def unix_path(address: str) -> str:
@@ -153,7 +143,7 @@ class Connection:
 
     async def greet(self, name: str) -> None:
         """Write our hello."""
-        hello = Hello(name=name, pid=os.getpid(), version=PROTOCOL_VERSION, build=build())
+        hello = Hello(name=name, pid=os.getpid(), version=PROTOCOL_VERSION, build=VERSION)
         await self._write(encode_frame(hello))
 
     async def read(self) -> Frame | None:
@@ -288,7 +278,7 @@ def check_version(hello: Hello) -> None:
     if hello.version != PROTOCOL_VERSION:
         raise RemoteProtocolError(
             f"{hello.name} (build {hello.build}) speaks protocol version {hello.version}, "
-            f"this is version {PROTOCOL_VERSION} (build {build()})",
+            f"this is version {PROTOCOL_VERSION} (build {VERSION})",
             where="link",
             mend="restart the runtime, so that all its processes and clients come from one installation",
         )

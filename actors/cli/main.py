@@ -2,7 +2,6 @@
 
 import os
 import sys
-from importlib.metadata import PackageNotFoundError, version
 
 import click
 
@@ -10,6 +9,7 @@ from actors.cli import listings, manage, memory, run, up
 from actors.cli.context import Cli
 from actors.config import Config, HostAddress, load_config, parse_host
 from actors.errors import RuntimeFault
+from actors.version import VERSION
 
 INTERRUPTED = 130  # what a shell gives a command that SIGINT ended
 ALIASES = {"serve": "up", "start": "up", "ls": "list"}
@@ -40,20 +40,12 @@ class Commands(click.Group):
         return super().get_command(ctx, ALIASES.get(cmd_name, cmd_name))
 
 
-def installed_version() -> str:
-    """The version of this package; "source" when it runs without being installed."""
-    try:
-        return version("actor-runtime")
-    except PackageNotFoundError:
-        return "source"
-
-
 @click.group(
     cls=Commands,
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
 )
-@click.version_option(installed_version(), "-v", "--version", prog_name="runtime")
+@click.version_option(VERSION, "-v", "--version", prog_name="runtime")
 @click.pass_context
 def root(ctx: click.Context) -> None:
     """A local LLM runtime: your GGUF models, served like Ollama and OpenAI do.

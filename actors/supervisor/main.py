@@ -20,7 +20,6 @@ from typing import Final
 import trio
 
 from actors.config import Config, HostAddress, load_config
-from actors.connection import build
 from actors.errors import ConfigError, RuntimeFault
 from actors.faults import sole_fault
 from actors.inherited import bind_tcp, bind_unix, group_id, inherited_fds, make_run_dir, take_socket
@@ -30,6 +29,7 @@ from actors.supervisor.keeper import HealthPolicy, Keeper, Ties
 from actors.supervisor.notify import Notifier
 from actors.supervisor.policy import RestartPolicy
 from actors.supervisor.table import ActorEntry, runtime_table
+from actors.version import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def _fail(fault: RuntimeFault) -> int:
 
 def _ready_line(home: "_Home", config: Config, took_s: float) -> str:
     return (
-        f"actor-runtime {build()} listening on {home.url}  "
+        f"actor-runtime {VERSION} listening on {home.url}  "
         f"(models in {config.models_dir}, sockets in {config.run_dir}; ready in {took_s:.1f} s)"
     )
 

@@ -8,7 +8,7 @@ import trio
 import trio.testing
 
 from actors import serving
-from actors.connection import FRAME_S, HELLO_S, build
+from actors.connection import FRAME_S, HELLO_S
 from actors.errors import ModelNotFound, PeerGone, QueueFull, RemoteProtocolError
 from actors.link import Handler, ItemStream, Link, Replies, link_over, serve_stream
 from actors.protocol import (
@@ -31,6 +31,7 @@ from actors.protocol import (
     Tokenize,
     Tokens,
 )
+from actors.version import VERSION
 from actors.wire import FRAME_MAX_BYTES, FrameDecoder, encode_frame
 
 GENERATE = Generate(prompt="one", sampling=Sampling())
@@ -133,7 +134,7 @@ async def test_both_know_the_other_from_the_hello() -> None:
 
     async with linked(note) as link, link.request(GENERATE) as items:
         assert [item async for item in items] == []
-        assert (link.peer.name, link.peer.build, seen) == ("server", build(), ["client"])
+        assert (link.peer.name, link.peer.build, seen) == ("server", VERSION, ["client"])
 
 
 async def test_many_streams_share_a_link_without_mixing() -> None:
