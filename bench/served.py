@@ -1,5 +1,6 @@
 """Ours as a client meets it: a runner process of its own, driven over its socket."""
 
+import compileall
 import os
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import trio
 
+import actors
+import kernels
 from actors.errors import RuntimeFault
-from actors.link import Link, connect
+from actors.link import Link, link_over
 from actors.protocol import (
     Alloc,
     Chunk,
@@ -42,6 +45,7 @@ PROMPT = "The quick brown fox jumps over the lazy dog."
 
 def start_and_memory(file: ModelFile, n_threads: int, isa: str) -> Mapping[Metric, float]:
     """From spawn to the first token, what the runner then holds, and what a second one adds."""
+    _compile()
     return trio.run(_start_and_memory, file, n_threads, isa)
 
 
@@ -50,6 +54,13 @@ def served_tokens_per_s(
 ) -> float:
     """Tokens a second that all requests together get out of a runner's socket while they all decode."""
     return trio.run(_served, file, requests, n_ctx, n_threads, isa)
+
+
+def _compile() -> None:
+    """Have the bytecode that an installed package comes with, also where Python is told to write none."""
+    for package in (actors, kernels):
+        for folder in package.__path__:
+            compileall.compile_dir(folder, quiet=2)
 
 
 async def _start_and_memory(file: ModelFile, n_threads: int, isa: str) -> Mapping[Metric, float]:
@@ -127,12 +138,19 @@ async def _runner(runner_id: str, isa: str) -> AsyncGenerator[tuple[int, Link]]:
 
 @asynccontextmanager
 async def _connected(process: trio.Process, socket: trio.Path) -> AsyncGenerator[Link]:
-    while not await socket.exists():
-        if process.poll() is not None:
-            raise RuntimeError(f"the runner ended with code {process.returncode} before it listened")
-        await trio.sleep(POLL_S)
-    async with connect(f"unix:{socket}", name="bench") as link:
+    async with await _stream(process, socket) as stream, link_over(stream, name="bench") as link:
         yield link
+
+
+async def _stream(process: trio.Process, socket: trio.Path) -> trio.SocketStream:
+    while True:
+        try:
+            return await trio.open_unix_socket(socket)
+        except (FileNotFoundError, ConnectionRefusedError):  # not made yet, or made and not listening yet
+            if process.poll() is not None:
+                message = f"the runner ended with code {process.returncode} before it listened"
+                raise RuntimeError(message) from None
+            await trio.sleep(POLL_S)
 
 
 async def _load(link: Link, file: ModelFile, options: LoadOptions) -> MemoryReport:
