@@ -7,7 +7,7 @@ import pytest
 
 from actors.errors import ModelError, Unsupported
 from actors.runner.gguf import GGUFFile
-from actors.runner.gguf.check import FAMILIES, check_model, check_tokenizer
+from actors.runner.gguf.check import FAMILIES, check_merges, check_model, check_vocabulary
 from tests.unit.gguf_files import (
     F32,
     I32,
@@ -279,11 +279,12 @@ def test_an_output_matrix_of_another_vocabulary_is_refused() -> None:
 def test_a_merge_may_begin_with_the_space_token() -> None:
     tokens = strings([*TOKENS, " a"])
     metadata = {"tokenizer.ggml.model": string("gpt2"), "tokenizer.ggml.tokens": tokens}
-    assert check_tokenizer(read(gguf_bytes(metadata | {"tokenizer.ggml.merges": strings(["  a"])}))) == N + 1
+    check_merges(read(gguf_bytes(metadata | {"tokenizer.ggml.merges": strings(["  a"])})))
 
 
 @pytest.mark.skipif(not VOCABULARIES.is_dir(), reason=f"{VOCABULARIES} is not there")
 @pytest.mark.parametrize("path", sorted(VOCABULARIES.glob("*.gguf")), ids=lambda path: path.stem)
 def test_published_vocabularies_pass(path: Path) -> None:
     with GGUFFile.open(path) as file:
-        assert check_tokenizer(file) == len(file.get_strings("tokenizer.ggml.tokens"))
+        assert check_vocabulary(file) == len(file.get_strings("tokenizer.ggml.tokens"))
+        check_merges(file)
