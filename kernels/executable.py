@@ -66,9 +66,9 @@ class Executable:
         values = self._values(inputs)
         for name, (_, typed) in self._inputs.items():
             given = inputs[name]
-            if given.dtype != typed.dtype:
+            if given.dtype is not typed.dtype and given.dtype != typed.dtype:
                 raise ValueError(f"input {name}: expected {typed.dtype}, got {given.dtype}")
-            typed[: given.size] = given.reshape(-1)
+            typed[: given.size] = given if given.ndim == 1 else given.reshape(-1)
         return values
 
     def output(self, name: str, values: Bounds) -> Array:
@@ -78,15 +78,18 @@ class Executable:
 
     def _values(self, inputs: Mapping[str, Array]) -> dict[str, int]:
         values: dict[str, int] = {}
+        bounds = self._bounds
         for name, (tensor, _) in self._inputs.items():
-            if name not in inputs:
+            given = inputs.get(name)
+            if given is None:
                 raise ValueError(f"input {name} is missing")
-            given = inputs[name]
-            if len(given.shape) != len(tensor.shape):
+            shape = given.shape  # numpy makes the tuple anew each time
+            if len(shape) != len(tensor.shape):
                 raise ValueError(f"input {name}: expected shape {tensor.shape}, got {given.shape}")
-            for dim, n in zip(tensor.shape, given.shape, strict=True):
-                expected = values.setdefault(dim.name, n) if isinstance(dim, Sym) else dim
-                if n != expected or (isinstance(dim, Sym) and n > self._bounds[dim.name]):
+            for dim, n in zip(tensor.shape, shape, strict=True):
+                is_free = isinstance(dim, Sym)
+                expected = values.setdefault(dim.name, n) if is_free else dim
+                if n != expected or (is_free and n > bounds[dim.name]):
                     raise ValueError(
                         f"input {name}: {dim} is {n}, expected {expected}, bounds {dict(self._bounds)}"
                     )

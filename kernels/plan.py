@@ -9,7 +9,7 @@ Offsets are found greedily, largest value first, each at the lowest place that i
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import groupby
+from itertools import chain, groupby
 
 from kernels.backend import Backend, Binding, Bytes
 from kernels.executable import Executable
@@ -177,9 +177,9 @@ def _lay_out(
         device = homes[tensor]
         align = backends[device].alignment
         moments = alive[device][lives[tensor].start + 1 : lives[tensor].stop + 1]  # inputs begin at step -1
-        rivals = dict.fromkeys(rival for moment in moments for rival in moment)
+        rivals = set(chain.from_iterable(moments))
         offset = 0
-        for rival in sorted(rivals, key=lambda t: offsets[t]):
+        for rival in sorted(rivals, key=offsets.__getitem__):
             if offset + size[tensor] <= offsets[rival]:
                 break
             offset = max(offset, -(-(offsets[rival] + size[rival]) // align) * align)

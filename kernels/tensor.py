@@ -63,8 +63,8 @@ class Tensor:
     def n_bytes(self, values: Bounds) -> int:
         """Bytes of the tensor when its symbols have these values."""
         n_elements = 1
-        for dim in shape_of(self.shape, values):
-            n_elements *= dim
+        for dim in self.shape:
+            n_elements *= dim if isinstance(dim, int) else values[dim.name]
         return self.dtype.n_bytes(n_elements)
 
     def __repr__(self) -> str:

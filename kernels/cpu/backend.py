@@ -80,9 +80,9 @@ class CpuBackend:
         """Why there is no kernel for the op, or None."""
         match op:
             case Rows():
-                return _unless(op.table.dtype in WEIGHT_DTYPES, f"no kernel reads rows of {op.table}")
+                return None if op.table.dtype in WEIGHT_DTYPES else f"no kernel reads rows of {op.table}"
             case Matmul():
-                return _unless(op.weight.dtype in WEIGHT_DTYPES, f"no kernel multiplies with {op.weight}")
+                return None if op.weight.dtype in WEIGHT_DTYPES else f"no kernel multiplies with {op.weight}"
             case Rope():
                 return _refuses_rotation(op.head_dim, op.rotation)
             case StoreKV():
@@ -181,21 +181,17 @@ class CpuSegment:
         return value
 
 
-def _unless(holds: bool, reason: str) -> str | None:
-    return None if holds else reason
-
-
 def _refuses_rotation(head_dim: int, rotation: Rotation | None) -> str | None:
-    if rotation is None:
+    if rotation is None or head_dim <= _cpu.MAX_ROTATED:
         return None
-    return _unless(head_dim <= _cpu.MAX_ROTATED, f"head_dim {head_dim} is over {_cpu.MAX_ROTATED}")
+    return f"head_dim {head_dim} is over {_cpu.MAX_ROTATED}"
 
 
 def _refuses_states(k_state: Tensor, v_state: Tensor) -> str | None:
     same = k_state.dtype is v_state.dtype and k_state.shape == v_state.shape
-    return _unless(
-        same and k_state.dtype in STATE_DTYPES, f"no kernel for a cache of {k_state} and {v_state}"
-    )
+    if same and k_state.dtype in STATE_DTYPES:
+        return None
+    return f"no kernel for a cache of {k_state} and {v_state}"
 
 
 def _width(tensor: Tensor) -> int:

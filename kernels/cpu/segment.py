@@ -29,6 +29,7 @@ class SegmentBuilder:
         self._binding = binding
         self._workspace = binding.workspace.ctypes.data if binding.workspace.nbytes else ABSENT
         self._copied = {op.out: op.x for op in binding.ops if isinstance(op, Copy)}
+        self._addresses: dict[Tensor, int] = {}
         self._checked: set[tuple[object, ...]] = set()
         self._quantized: Tensor | None = None  # whose int8 blocks stand in the workspace
         if self._workspace % VECTOR_BYTES:
@@ -230,6 +231,12 @@ class SegmentBuilder:
 
     def _read(self, tensor: Tensor) -> int:
         """The address of memory that is large enough at the bounds and lies where its elements may lie."""
+        address = self._addresses.get(tensor)
+        if address is None:  # most tensors are read more than once
+            address = self._addresses[tensor] = self._address(tensor)
+        return address
+
+    def _address(self, tensor: Tensor) -> int:
         memory = self._binding.memory[tensor]
         needed = tensor.n_bytes(self._binding.bounds)
         if memory.nbytes < needed or not memory.flags.c_contiguous:

@@ -13,13 +13,13 @@ from kernels.cpu.backend import CpuBackend, CpuSegment
 from kernels.cpu.sampler import fault_of
 from kernels.executable import Executable
 from kernels.ops.op import Array
-from kernels.ops.sampling import SEED_MASK, NanLogits, SamplingError
+from kernels.ops.sampling import NanLogits, SamplingError
 
 
 class Draw(NamedTuple):
     """How to sample from one row; `history` is what penalties look at, oldest first.
 
-    position counts the tokens before the one that is drawn; n_logprobs -1: none are wanted.
+    position counts the tokens before the one that is drawn, below 2^64; n_logprobs -1: none are wanted.
     """
 
     params: _cpu.SamplingParams
@@ -69,19 +69,18 @@ class CpuWorker:
             segments.append((segment.native, segment.values(values)))
         logits = executable.output("logits", values)
         assert logits.dtype == np.float32, "logits are computed in f32"
-        rows = [(d.params, d.position & SEED_MASK, d.history, d.n_logprobs) for d in draws]
-        self._worker.start(segments, logits.view(np.float32), rows)
+        self._worker.start(segments, logits.view(np.float32), draws)
         self._executable, self._draws, self._n_vocab = executable, draws, logits.shape[-1]
 
     def take(self) -> list[Drawn]:
         """What was drawn, row by row; what the step raised otherwise, as `CpuSegment.run` does."""
         draws, self._draws, self._executable = self._draws, (), None
-        taken = zip(self._worker.take(), draws, strict=True)
-        return [self._drawn(row, wants_logprobs=draw.n_logprobs >= 0) for row, draw in taken]
-
-    def _drawn(self, row: "_cpu.Drawn", *, wants_logprobs: bool) -> Drawn:
-        token, is_finite, logprob, top = row
-        if token < 0:
-            return Drawn(0, 0.0, (), fault_of(token, self._n_vocab))
-        error = NanLogits() if wants_logprobs and not is_finite else None
-        return Drawn(token, logprob, top, error)
+        drawn: list[Drawn] = []
+        for draw, (token, is_finite, logprob, top) in zip(draws, self._worker.take(), strict=True):
+            error = None
+            if token < 0:
+                token, error = 0, fault_of(token, self._n_vocab)
+            elif draw.n_logprobs >= 0 and not is_finite:
+                error = NanLogits()
+            drawn.append(Drawn(token, logprob, top, error))
+        return drawn

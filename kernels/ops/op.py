@@ -1,7 +1,9 @@
 """The shape every op shares: what it reads, what it writes, in which layer it belongs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache
+from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +27,7 @@ class Op:
     @property
     def reads(self) -> tuple[Tensor, ...]:
         """Tensors this op reads, in field order; optional ones that are absent are left out."""
-        values = (getattr(self, name) for name in _read_names(type(self)))
-        return tuple(value for value in values if isinstance(value, Tensor))
+        return tuple([value for value in _reader(type(self))(self) if isinstance(value, Tensor)])
 
     @property
     def writes(self) -> tuple[Tensor, ...]:
@@ -36,6 +37,8 @@ class Op:
 
 
 @cache
-def _read_names(kind: type[Op]) -> tuple[str, ...]:
-    """Fields that may hold a tensor to be read; a plan asks for those of a thousand ops many times."""
-    return tuple(field.name for field in fields(kind) if field.name not in ("layer", "out"))
+def _reader(kind: type[Op]) -> Callable[[Op], tuple[object, ...]]:
+    """All fields but `out`; a plan asks for those of a thousand ops many times."""
+    names = [field.name for field in fields(kind) if field.name != "out"]
+    assert len(names) > 1, "an op has a layer and reads something"  # of one name alone there is no tuple
+    return attrgetter(*names)
