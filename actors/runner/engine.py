@@ -3,6 +3,9 @@
 One task owns every sequence and the cache; it composes a batch, has the device's thread run it, and hands the
 drawn tokens out.  Nothing it does waits for a reader.  An error that is not one sequence's own goes up and
 ends the process: its last words are the traceback.
+
+While a batch computes, the text of the one before is made, and the next one is prepared as far as it can be
+known: where every sequence goes on, only the drawn tokens have to be filled in between two batches.
 """
 
 import secrets
@@ -10,6 +13,8 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from collections.abc import Sequence as SequenceOf
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import NamedTuple
 
 import msgspec
 import trio
@@ -23,9 +28,12 @@ from actors.runner.forward import Drawn, Part, device_of, index_arrays
 from actors.runner.model import Model
 from actors.runner.output import Output
 from actors.runner.sequence import MAX_PREDICT_CONTEXTS, Offer, Sequence, refuse
+from kernels.executable import Executable
+from kernels.ops.op import Array
 from kernels.ops.sampling import MAX_TOP_LOGPROBS, SamplingParams
 
 SEED_BITS = 63
+UNKNOWN_TOKEN = 0  # stands in an input until the token is drawn
 
 
 def sampling_params(sampling: Sampling) -> SamplingParams:
@@ -37,6 +45,15 @@ def sampling_params(sampling: Sampling) -> SamplingParams:
         return SamplingParams(**values)
     except ValueError as exc:
         raise RequestError(str(exc), where="sampling") from exc
+
+
+class Batch(NamedTuple):
+    """What the device gets next; sequences and parts belong together one by one."""
+
+    sequences: SequenceOf[Sequence]
+    parts: SequenceOf[Part]
+    inputs: dict[str, Array]
+    executable: Executable
 
 
 class Engine:
@@ -54,6 +71,7 @@ class Engine:
         self._start = 0
         self._wake = trio.Event()
         self._device = device_of(model.backends, self._tokenizer)
+        self._ahead: Batch | None = None  # prepared while another computes
         self._untold: list[Sequence] = []  # have tokens whose text is not sent; at most those of a batch
         self._life = trio.CancelScope()
         self.stopped = trio.Event()
@@ -113,10 +131,9 @@ class Engine:
                 task_status.started()
                 while True:
                     self._wake = trio.Event()
-                    self._admit()
-                    parts = self._next_parts()
-                    if parts:
-                        await self._step(parts)
+                    batch = self._follow_up() or self._compose()
+                    if batch is not None:
+                        await self._step(batch)
                     else:
                         self._hand_out()
                         await self._wake.wait()
@@ -135,22 +152,54 @@ class Engine:
         what = "the model was unloaded" if self._life.cancel_called else "the runner is ending"
         return PeerGone(what, where="runner", mend="send the request again")
 
-    async def _step(self, parts: SequenceOf[Part]) -> None:
-        sequences = {part.seq_id: self._active[part.seq_id] for part in parts}
-        inputs = index_arrays(parts, self._cache)
-        executable = self._model.executable(len(inputs["tokens"]), len(inputs["outputs"]))
-        # the text of the tokens before is made and sent while the device computes the next
-        drawn = await self._device.step(executable, inputs, parts, self._hand_out)
+    async def _step(self, batch: Batch) -> None:
+        meanwhile = partial(self._while_computing, batch)
+        drawn = await self._device.step(batch.executable, batch.inputs, batch.parts, meanwhile)
         self.n_batches += 1
-        self.n_inputs += len(inputs["tokens"])
-        by_id = {d.seq_id: d for d in drawn}
-        for part in parts:
-            sequence = sequences[part.seq_id]
-            if self._active.get(part.seq_id) is not sequence:
-                continue  # cancelled while the batch ran
-            self._cache.advance(part.slot, part.tokens)
-            if part.seq_id in by_id:
-                self._take(sequence, by_id[part.seq_id])
+        self.n_inputs += len(batch.inputs["tokens"])
+        wanted = [s for s, part in zip(batch.sequences, batch.parts, strict=True) if part.draw is not None]
+        for sequence, token in zip(wanted, drawn, strict=True):
+            if self._active.get(sequence.seq_id) is sequence:  # else cancelled while the batch ran
+                self._take(sequence, token)
+
+    def _while_computing(self, batch: Batch) -> None:
+        """Send the text of the tokens before, and prepare the next batch."""
+        for part in batch.parts:
+            self._cache.advance(
+                part.slot, part.tokens
+            )  # batches run in order: what reads these cells is later
+        self._hand_out()
+        self._ahead = self._look_ahead(batch)
+
+    def _look_ahead(self, batch: Batch) -> Batch | None:
+        """The batch after this one, but for its tokens; None unless this one draws for every sequence."""
+        if len(batch.parts) < len(self._active) or any(part.draw is None for part in batch.parts):
+            return None
+        parts: list[Part] = []
+        for sequence, (seq_id, slot, _, _) in zip(batch.sequences, batch.parts, strict=True):
+            if slot.n_cells >= self._model.n_ctx or not self._cache.extend(slot, 1):
+                return None
+            parts.append(Part(seq_id, slot, (UNKNOWN_TOKEN,), sequence.draw(n_ahead=1)))
+        return self._batch(batch.sequences, parts)
+
+    def _follow_up(self) -> Batch | None:
+        """The batch that was prepared, its tokens filled in; None unless exactly its sequences go on."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is None or len(ahead.sequences) != len(self._active):
+            return None
+        if self._queue and len(self._active) < self._model.n_parallel:
+            return None
+        tokens: list[int] = []
+        for sequence, part in zip(ahead.sequences, ahead.parts, strict=True):
+            is_here = self._active.get(part.seq_id) is sequence and sequence.slot is part.slot
+            if not (is_here and sequence.can_run):
+                return None
+            tokens.append(sequence.history[-1])
+        ahead.inputs["tokens"][:] = tokens
+        parts = [
+            Part(p.seq_id, p.slot, (token,), p.draw) for p, token in zip(ahead.parts, tokens, strict=True)
+        ]
+        return ahead._replace(parts=parts)
 
     def _hand_out(self) -> None:
         """Send what the last batch drew."""
@@ -182,6 +231,17 @@ class Engine:
         sequence.history = shift(sequence.history, self._model.n_ctx, sequence.request.n_keep)
         self._free(sequence)
         sequence.slot = self._cache.open(sequence.history)
+
+    def _compose(self) -> Batch | None:
+        """Whoever has inputs to compute and keeps up; None when nobody has."""
+        self._admit()
+        parts = self._next_parts()
+        return self._batch([self._active[part.seq_id] for part in parts], parts) if parts else None
+
+    def _batch(self, sequences: SequenceOf[Sequence], parts: SequenceOf[Part]) -> Batch:
+        inputs = index_arrays(parts, self._cache)
+        executable = self._model.executable(len(inputs["tokens"]), len(inputs["outputs"]))
+        return Batch(sequences, parts, inputs, executable)
 
     def _next_parts(self) -> list[Part]:
         runnable = {s.seq_id: s for s in self._active.values() if s.can_run}

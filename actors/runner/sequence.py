@@ -80,9 +80,10 @@ class Sequence:
         """It has a slot from now on; waiting ends here."""
         self.started_s = time.monotonic()
 
-    def draw(self) -> Draw:
-        """How the next token is to be drawn."""
-        return Draw(self.params, self.history, self.n_prompt + self.n_drawn, self.request.n_logprobs)
+    def draw(self, n_ahead: int = 0) -> Draw:
+        """How the next token is to be drawn, or the one that comes n_ahead later."""
+        position = self.n_prompt + self.n_drawn + n_ahead
+        return Draw(self.params, self.history, position, self.request.n_logprobs)
 
     def take(self, drawn: Drawn, eog_ids: frozenset[int]) -> None:
         """A token was drawn: append it, or end.  `tell` makes text of it."""

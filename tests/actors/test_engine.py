@@ -109,6 +109,41 @@ async def test_sequences_that_share_batches_give_the_tokens_they_give_alone(mode
     assert [together[i] for i in range(len(requests))] == alone
 
 
+async def test_sequences_that_come_and_go_give_the_tokens_they_give_alone(model_path: Path) -> None:
+    # prepared batches: penalties look at tokens drawn last, contexts shift, some end early or are cancelled
+    seeded = [Sampling(seed=i, repeat_penalty=1.5, repeat_last_n=-1) for i in range(6)]
+    requests = [Generate(PROMPT[i : i + 9], s, n_predict=5 + 9 * (i % 4)) for i, s in enumerate(seeded)]
+    async with engine_of(model_path, n_ctx=24, n_parallel=3) as engine:
+        alone = [(await collect(engine, request))[0] for request in requests]
+        together: dict[int, list[int]] = {}
+
+        async def one(i: int) -> None:
+            together[i] = (await collect(engine, requests[i]))[0]
+            async with engine.open(requests[i]) as sequence:
+                await sequence.receive()
+
+        async with trio.open_nursery() as nursery:
+            for i in range(len(requests)):
+                nursery.start_soon(one, i)
+    assert [together[i] for i in range(len(requests))] == alone
+
+
+async def test_a_batch_is_prepared_while_the_one_before_computes(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    composed: list[int] = []
+    compose_anew = Engine._compose  # pyright: ignore[reportPrivateUsage]  # what is not to be called each time
+
+    def noted(self: Engine) -> object:
+        composed.append(self.n_batches)
+        return compose_anew(self)
+
+    monkeypatch.setattr(Engine, "_compose", noted)
+    async with engine_of(model_path) as engine:
+        await collect(engine, Generate(PROMPT[:4], GREEDY, n_predict=20))
+    assert set(composed) <= {0, 20}  # when the sequence came, and when it had gone
+
+
 async def test_counts_and_reason_say_what_happened(model_path: Path) -> None:
     async with engine_of(model_path) as engine:
         tokens, _, done = await collect(engine, Generate(PROMPT, GREEDY, n_predict=7))
