@@ -1,5 +1,6 @@
 """A model's memory: sized without allocating, refused with nothing left behind, hostile headers in words."""
 
+import struct
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -142,4 +143,35 @@ def test_a_loaded_model_measures_what_was_planned(path: Path) -> None:
     device = report.devices[0]
     items = (*device.weights, *device.cache[:-1], device.graph, report.input_weights)
     assert all(item.measured_bytes == item.planned_bytes > 0 for item in items)
+    model.close()
+
+
+def test_a_load_says_how_far_it_is_and_ends_where_its_listener_raises(path: Path) -> None:
+    model = open_model(path, CpuBackend(1))
+    assert model.allocate()
+    told: list[tuple[int, int]] = []
+
+    def stop_after_three(done_bytes: int, total_bytes: int) -> None:
+        told.append((done_bytes, total_bytes))
+        if len(told) == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        model.load(stop_after_three)
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    model.load(lambda done_bytes, total_bytes: told.append((done_bytes, total_bytes)))
+    assert told[0][0] == 0
+    assert told[-1] == (told[0][1], told[0][1])
+    model.close()
+
+
+def test_a_load_fails_where_no_tokenizer_can_be_made_of_the_file(path: Path, tmp_path: Path) -> None:
+    merge, no_merge = (struct.pack("<Q", 3) + text for text in (b"a b", b"abc"))
+    content = path.read_bytes()
+    assert merge in content
+    (tmp_path / "odd.gguf").write_bytes(content.replace(merge, no_merge))
+    model = open_model(tmp_path / "odd.gguf", CpuBackend(1))
+    assert model.allocate()
+    with pytest.raises(ModelError, match="merges does not fit"):
+        model.load(lambda done_bytes, total_bytes: None)
     model.close()
