@@ -8,7 +8,6 @@ While a batch computes, the text of the one before is made, and the next one is 
 known: where every sequence goes on, only the drawn tokens have to be filled in between two batches.
 """
 
-import secrets
 from collections import deque
 from collections.abc import AsyncGenerator
 from collections.abc import Sequence as SequenceOf
@@ -16,35 +15,21 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import NamedTuple
 
-import msgspec
 import trio
 
-from actors.errors import ModelError, PeerGone, QueueFull, RequestError
-from actors.protocol import DoneReason, Generate, Sampling
+from actors.errors import ModelError, PeerGone, QueueFull
+from actors.protocol import DoneReason, Generate
 from actors.runner.batch import Waiting, compose
 from actors.runner.cache.causal import CausalCache
-from actors.runner.context import shift, truncate
+from actors.runner.context import shift
 from actors.runner.forward import Drawn, Part, device_of, index_arrays
+from actors.runner.intake import sequence_of
 from actors.runner.model import Model
-from actors.runner.output import Output
-from actors.runner.sequence import MAX_PREDICT_CONTEXTS, Offer, Sequence, refuse
+from actors.runner.sequence import Offer, Sequence, refuse
 from kernels.executable import Executable
 from kernels.ops.op import Array
-from kernels.ops.sampling import MAX_TOP_LOGPROBS, SamplingParams
 
-SEED_BITS = 63
 UNKNOWN_TOKEN = 0  # stands in an input until the token is drawn
-
-
-def sampling_params(sampling: Sampling) -> SamplingParams:
-    """The kernels' words for a request's, a seed where there is none.  RequestError names a bad value."""
-    values = msgspec.structs.asdict(sampling)
-    if sampling.seed < 0:
-        values["seed"] = secrets.randbits(SEED_BITS)
-    try:
-        return SamplingParams(**values)
-    except ValueError as exc:
-        raise RequestError(str(exc), where="sampling") from exc
 
 
 class Batch(NamedTuple):
@@ -104,7 +89,9 @@ class Engine:
         self._n_opening += 1
         try:
             # tokenising a long text takes a while; the loop must not wait for it
-            sequence = await trio.to_thread.run_sync(self._sequence, request, seq_id, offer)
+            sequence = await trio.to_thread.run_sync(
+                sequence_of, request, seq_id, offer, self._tokenizer, self._model.n_ctx, self._model.n_vocab
+            )
         finally:
             self._n_opening -= 1
         if self.stopped.is_set():
@@ -279,46 +266,3 @@ class Engine:
         if sequence.slot is not None:
             self._cache.release(sequence.slot)
             sequence.slot = None
-
-    def _sequence(self, request: Generate, seq_id: int, offer: Offer) -> Sequence:
-        """Tokenise, check and truncate a request; runs on a worker thread."""
-        tokenizer, n_ctx = self._tokenizer, self._model.n_ctx
-        prompt = request.prompt
-        tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        self._check(request, tokens)
-        kept = truncate(tokens, n_ctx, request.n_keep)
-        params = sampling_params(request.sampling)
-        most = MAX_PREDICT_CONTEXTS * n_ctx
-        limit = request.n_predict if 0 <= request.n_predict <= most else most
-        output = Output(tokenizer, request.stop)
-        n_dropped = len(tokens) - len(kept)
-        sequence = Sequence(seq_id, request, params, kept, len(kept), n_dropped, limit, output, offer)
-        output.replay(request.resume)
-        sequence.n_drawn = len(request.resume)
-        for token in request.resume:
-            sequence.history.append(token)
-            if len(sequence.history) > n_ctx and request.shift:
-                # just where the runner before this one did, or what follows would differ
-                sequence.history = shift(sequence.history, n_ctx, request.n_keep)
-        return sequence
-
-    def _check(self, request: Generate, tokens: SequenceOf[int]) -> None:
-        n_ctx, n_vocab = self._model.n_ctx, self._model.n_vocab
-        if not tokens:
-            raise RequestError("the prompt is empty", where="runner", mend="send at least one token")
-        if request.n_logprobs > MAX_TOP_LOGPROBS:
-            raise RequestError(
-                f"{request.n_logprobs} log-probabilities a token were asked for, at most {MAX_TOP_LOGPROBS} "
-                "are given",
-                where="n_logprobs",
-            )
-        worst = max(max(tokens), max(request.resume, default=0))
-        if worst >= n_vocab:
-            raise RequestError(f"token {worst} is outside the vocabulary of {n_vocab}", where="prompt")
-        if len(tokens) > n_ctx and not (request.truncate and request.shift):
-            raise RequestError(
-                f"the prompt is longer than the context length currently available: "
-                f"{len(tokens)} tokens, {n_ctx} fit",
-                where="prompt",
-                mend="raise num_ctx, shorten the prompt, or allow truncation",
-            )
