@@ -1,6 +1,7 @@
 """llama.cpp and what descends from it, measured with their own tools: llama-bench, batched-bench, server."""
 
 import subprocess
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,8 +176,12 @@ def only(values: Iterable[float]) -> float:
 
 def output_of(command: Sequence[Path | str]) -> str:
     """What a tool prints; Skipped with its last words when it fails or takes too long."""
+    absolute = [part.absolute() if isinstance(part, Path) else part for part in command]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        with tempfile.TemporaryDirectory() as folder:  # ik_llama.cpp leaves a log where it is started
+            done = subprocess.run(
+                absolute, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            )
     except subprocess.TimeoutExpired as exc:
         raise Skipped(f"{Path(command[0]).name} took longer than {TIMEOUT_S:.0f} s") from exc
     except OSError as exc:
