@@ -120,8 +120,7 @@ class PythonPeer:
                 sizes = (case.depth, 0, case.n_tokens)
             case Kind.BATCH | Kind.START | Kind.OVERHEAD:
                 raise Skipped("llama-cpp-python decodes one sequence; use llama.cpp's own tools")
-        arguments = [str(file.path), str(self.n_threads), *map(str, sizes)]
-        text = output_of([self.python, SCRIPT, *arguments])
+        text = output_of([self.python, SCRIPT, file.path, str(self.n_threads), *map(str, sizes)])
         try:
             return {TOKENS_PER_S: float(text)}
         except ValueError as exc:

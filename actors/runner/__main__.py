@@ -22,7 +22,7 @@ def run(arguments: list[str]) -> int:
 
 def _before_imports() -> None:
     """What makes importing cheaper: it is a third of the time from spawn to the first token."""
-    # numpy's BLAS, which nothing here uses, starts a thread for each core, and they spin
+    # numpy's BLAS, which only the reference kernels use, starts a thread for each core, and they spin
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     gc.disable()  # nothing that is imported is garbage; a tenth of the time goes into finding that out
 

@@ -117,6 +117,7 @@ class Engine:
             with self._life:
                 task_status.started()
                 while True:
+                    await trio.lowlevel.checkpoint_if_cancelled()  # a step cannot be cut short
                     self._wake = trio.Event()
                     batch = self._follow_up() or self._compose()
                     if batch is not None:
@@ -152,9 +153,8 @@ class Engine:
     def _while_computing(self, batch: Batch) -> None:
         """Send the text of the tokens before, and prepare the next batch."""
         for part in batch.parts:
-            self._cache.advance(
-                part.slot, part.tokens
-            )  # batches run in order: what reads these cells is later
+            # batches run in order: what reads these cells is later
+            self._cache.advance(part.slot, part.tokens)
         self._hand_out()
         self._ahead = self._look_ahead(batch)
 

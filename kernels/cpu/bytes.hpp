@@ -193,6 +193,7 @@ KERNEL_INLINE I8 dot_add_8(I8 sum, B32 bytes, const int8_t* x) {
 // Lane i: the sum of the products of bytes 4 i .. 4 i + 3, those of `bytes` as dot_add takes them, or signed.
 template <bool kSigned>
 KERNEL_INLINE I8 dot_fours(B32 bytes, B32 x) {
+    static_assert(!kSigned || kHasPairSums, "only AVX2 without VNNI has a product of signed bytes here");
 #if defined(KERNEL_AVX512)
     return (I8)_mm256_dpbusd_epi32(_mm256_setzero_si256(), (__m256i)bytes, (__m256i)x);
 #elif defined(KERNEL_VNNI)
@@ -209,7 +210,7 @@ KERNEL_INLINE I8 dot_fours(B32 bytes, B32 x) {
 #else
     int32_t sums[8] = {};
     for (int i = 0; i < 32; i++) {
-        const int byte = kTakesUnsigned && !kSigned ? bytes[i] : static_cast<int8_t>(bytes[i]);
+        const int byte = kTakesUnsigned ? bytes[i] : static_cast<int8_t>(bytes[i]);
         sums[i / 4] += byte * static_cast<int8_t>(x[i]);
     }
     return load<I8>(sums);

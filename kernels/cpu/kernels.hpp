@@ -29,6 +29,8 @@ enum class DType : int {
     MXFP4 = 39,
 };
 
+constexpr bool is_plain(DType dtype) { return dtype == DType::F32 || dtype == DType::F16 || dtype == DType::BF16; }
+
 // 256 activations as int8: x = d * q, q in -127..127.
 struct ActGroup {
     static constexpr int kSize = 256;

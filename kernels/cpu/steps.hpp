@@ -55,11 +55,11 @@ struct MatmulStep final : Step {
     bool quantizes;
     int n_phases() const override { return quantizes ? 2 : 1; }
 
-    // Rows that a thread reads as a few long streams: long enough for the processor's own prefetching, and so many
-    // pieces that a thread which is held up leaves work to the others.
+    // Rows of block formats that a thread reads as a few long streams: long enough for the processor's own
+    // prefetching, and so many pieces that a thread which is held up leaves work to the others.
     int64_t few_columns_piece(int n_threads) const {
         constexpr int64_t kPieceBytes = int64_t{1} << 18;
-        const int64_t by_bytes = kPieceBytes / row_bytes;
+        const int64_t by_bytes = kPieceBytes / std::max<int64_t>(1, row_bytes);
         const int64_t by_threads = (args.n_out + 2 * n_threads - 1) / (2 * n_threads);
         return (std::max<int64_t>(1, std::min(by_bytes, by_threads)) + kPanelRows - 1) / kPanelRows * kPanelRows;
     }
@@ -73,10 +73,12 @@ struct MatmulStep final : Step {
                   [&](int64_t begin, int64_t end) { kernels.quantize(now.x, acts, now.n, now.n_in, begin, end); });
         } else if (now.n > 0) {
             const auto multiply = [&](int64_t begin, int64_t end) { kernels.matmul(now, begin, end); };
-            if (now.n < kFewColumns) {
-                share_pieces(thread, now.n_out, few_columns_piece(thread.n_threads), multiply);
-            } else {
+            if (now.n >= kFewColumns) {
                 share(thread, now.n_out, kMatmulRows, multiply);
+            } else if (is_plain(now.dtype)) {
+                share(thread, now.n_out, kPanelRows, multiply);
+            } else {
+                share_pieces(thread, now.n_out, few_columns_piece(thread.n_threads), multiply);
             }
         }
     }

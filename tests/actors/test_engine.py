@@ -283,6 +283,22 @@ async def test_stopping_the_engine_ends_every_sequence_with_an_error(model_path:
     model.close()
 
 
+async def test_stopping_does_not_wait_for_the_end_of_an_answer_that_is_read(model_path: Path) -> None:
+    spec = ModelSpec("tiny", "sha256:0", str(model_path), 0)
+    options = LoadOptions(n_ctx=64, n_parallel=2, n_batch=16)
+    model = Model.open(spec, options, (), {"cpu": CpuBackend(1)})  # whose steps no cancellation cuts short
+    assert model.allocate()
+    engine = Engine(model, max_queue=8)
+    async with trio.open_nursery() as nursery, engine.open(Generate(PROMPT, GREEDY)) as sequence:
+        await nursery.start(engine.run)
+        assert isinstance(await sequence.receive(), Chunk)
+        nursery.start_soon(engine.stop)
+        with trio.fail_after(30), pytest.raises(PeerGone, match="unloaded"):
+            while await sequence.receive():
+                engine.resume()
+    model.close()
+
+
 async def test_a_prompt_still_being_tokenised_when_the_engine_stops_ends_with_an_error(
     model_path: Path,
 ) -> None:

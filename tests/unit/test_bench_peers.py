@@ -123,7 +123,8 @@ def test_a_python_with_bindings_is_a_peer(tmp_path: Path) -> None:
     tool(tmp_path, "python3", f'echo "$@" > {tmp_path}/arguments\necho 12.5')
     peer = find_peer(f"bindings={tmp_path}/python3", 2)
     assert peer.measure(Case(Kind.DECODE, 32, 4096), FILE) == {TOKENS_PER_S: 12.5}
-    assert (tmp_path / "arguments").read_text().endswith("llama_cpp_python.py model.gguf 2 4096 0 32\n")
+    model = Path("model.gguf").absolute()
+    assert (tmp_path / "arguments").read_text().endswith(f"llama_cpp_python.py {model} 2 4096 0 32\n")
 
 
 def test_bindings_are_not_asked_for_batches(tmp_path: Path) -> None:
