@@ -75,6 +75,11 @@ async def drain(sequence: Sequence) -> None:
         pass
 
 
+async def keep_up(engine: Engine, sequence: Sequence) -> None:
+    while await sequence.receive():
+        engine.resume()
+
+
 async def collect(engine: Engine, request: Generate) -> tuple[list[int], str, Finished]:
     tokens: list[int] = []
     text = ""
@@ -294,8 +299,7 @@ async def test_stopping_does_not_wait_for_the_end_of_an_answer_that_is_read(mode
         assert isinstance(await sequence.receive(), Chunk)
         nursery.start_soon(engine.stop)
         with trio.fail_after(30), pytest.raises(PeerGone, match="unloaded"):
-            while await sequence.receive():
-                engine.resume()
+            await keep_up(engine, sequence)
     model.close()
 
 
