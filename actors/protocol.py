@@ -14,10 +14,11 @@ from typing import Annotated, Literal
 
 import msgspec
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 PROTOCOL_CHANGES = {
     1: "first version",
     2: "LoadOptions.kv_type may be q8_0; MemoryReport says kv_type",
+    3: "Device says swap_bytes, bytes_per_s, copy_s; LoadPlan shows contexts",
 }
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -66,6 +67,9 @@ class Device(Msg, frozen=True):
     reason: str = ""
     is_integrated: bool = False
     pci_id: str = ""
+    swap_bytes: Count = 0  # free swap; of the host only
+    bytes_per_s: float = 0.0  # measured speed of reading its memory; 0: not measured
+    copy_s: float = 0.0  # measured time of a small copy between it and the host; 0: not measured
 
 
 class CpuInfo(Msg, frozen=True):
@@ -315,6 +319,17 @@ class PlanLoad(Msg, frozen=True):
     options: LoadOptions
 
 
+class ContextChoice(Msg, frozen=True):
+    """What a context of this length would take, beside the memory that is free now."""
+
+    n_ctx: Count
+    n_offloaded: Count  # layers on GPUs, the output layer among them
+    cache_bytes: Count  # of all sequences, on all devices
+    total_bytes: Count
+    is_full_speed: bool  # every layer that could be on a GPU is; without GPUs: the host holds it
+    is_chosen: bool = False  # what a load takes when nobody names a context; or what was named
+
+
 class LoadPlan(Msg, frozen=True):
     """A fitted layout beside the memory that is free now."""
 
@@ -323,6 +338,7 @@ class LoadPlan(Msg, frozen=True):
     devices: tuple[Device, ...]
     fits: bool
     verdict: str  # in words, with the numbers
+    contexts: tuple[ContextChoice, ...] = ()  # the trade of context against memory and speed, shortest first
 
 
 class Explain(Msg, frozen=True):

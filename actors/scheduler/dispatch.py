@@ -18,12 +18,12 @@ from actors.protocol import (
 )
 from actors.scheduler.changes import Changes
 from actors.scheduler.eviction import Victims, make_place, make_room
-from actors.scheduler.layout import Evict
 from actors.scheduler.life import Life, Resident, serves
 from actors.scheduler.loading import Loading, Means, Others
 from actors.scheduler.queue import Group, PendingQueue, Waiter
 from actors.scheduler.residents import Residents
 from actors.scheduler.sizes import size_text
+from actors.scheduler.steps import Evict
 
 MODELS_PER_DEVICE = 3  # when max_loaded is left open; B1 of the behaviour this runtime is a drop-in for
 DEVICES_WAIT_S = 30.0  # discovery probes the devices when it starts
