@@ -45,7 +45,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     origins: tuple[str, ...] = ()  # web origins allowed beside this machine's own; "*" in one is a wildcard
     keep_alive_s: float = 300.0  # a model stays loaded after its last use; negative: for ever
     load_timeout_s: float = 300.0  # a load that makes no progress for so long is given up; 0 and less: never
-    n_ctx: Count = 0  # positions of one sequence; 0: 4096, or what the model was trained for if less
+    n_ctx: Count = 0  # positions of one sequence; 0: the most that costs no speed, 4096 at least
     n_parallel: Annotated[int, msgspec.Meta(ge=1)] = 4  # sequences of one model at once
     n_batch: Annotated[int, msgspec.Meta(ge=1)] = 512  # inputs in one forward pass
     max_loaded: Count = 0  # models in memory; 0: three per device

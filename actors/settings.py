@@ -211,7 +211,7 @@ SETTINGS: Final = (
     Setting("models_dir", _text, "FOLDER", "The model library", "~/.ollama/models", "OLLAMA_MODELS"),
     Setting("keep_alive_s", seconds, "SPAN", "How long models stay loaded", "5m", "OLLAMA_KEEP_ALIVE"),
     Setting("load_timeout_s", seconds, "SPAN", "A load without progress ends", "5m", "OLLAMA_LOAD_TIMEOUT"),
-    Setting("n_ctx", _whole(0), "N", "Positions one sequence may use", "4096", "OLLAMA_CONTEXT_LENGTH"),
+    Setting("n_ctx", _whole(0), "N", "Positions one sequence may use", "what fits", "OLLAMA_CONTEXT_LENGTH"),
     Setting("n_parallel", _whole(1), "N", "Sequences of one model at once", "4", "OLLAMA_NUM_PARALLEL"),
     Setting("n_batch", _whole(1), "N", "Inputs in one forward pass", "512"),
     Setting("max_loaded", _whole(0), "N", "Models in memory", "three per device", "OLLAMA_MAX_LOADED_MODELS"),

@@ -18,6 +18,7 @@ from actors.discovery.cpu import describe_cpu
 from actors.discovery.memory import measure_memory
 from actors.discovery.news import is_news
 from actors.discovery.probe import PERIOD_S
+from actors.discovery.swap import measure_swap
 from actors.link import Replies
 from actors.protocol import Device, Devices, Request, SubscribeDevices
 
@@ -46,7 +47,12 @@ def measure_host(read: Read, affinity: frozenset[int]) -> Devices:
     cpu = describe_cpu(read, affinity)
     memory = measure_memory(read)
     host = Device(
-        id="cpu", library="cpu", name=cpu.model, total_bytes=memory.total_bytes, free_bytes=memory.free_bytes
+        id="cpu",
+        library="cpu",
+        name=cpu.model,
+        total_bytes=memory.total_bytes,
+        free_bytes=memory.free_bytes,
+        swap_bytes=measure_swap(read),
     )
     return Devices(cpu=cpu, devices=(host,))
 

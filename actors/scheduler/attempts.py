@@ -227,7 +227,7 @@ def _lower(upper: dict[K, int], lower: dict[K, int], key: K, size: int) -> None:
     """So much does not fit; what fitted before and is more than that is no longer believed."""
     upper[key] = min(size, upper.get(key, size))
     if lower.get(key, 0) >= upper[key]:
-        del lower[key]
+        lower.pop(key, None)
 
 
 def _raise(lower: dict[K, int], upper: dict[K, int], key: K, size: int) -> None:

@@ -100,7 +100,8 @@ def _in_order(sums: Sequence[int], bins: Bins, share: int) -> list[int]:
     counts = [0] * len(bins)
     start = 0
     for index in reversed(range(len(bins))):
-        end = bisect_right(sums, sums[start] + (bins[index] * share >> SHARE_BITS)) - 1
+        # a bin below zero takes no layer, not even one without a byte
+        end = max(start, bisect_right(sums, sums[start] + (bins[index] * share >> SHARE_BITS)) - 1)
         counts[index] = end - start
         start = end
     return counts

@@ -25,6 +25,7 @@ from actors.scheduler.adoption import Adoption
 from actors.scheduler.changes import Changes
 from actors.scheduler.dispatch import Dispatcher
 from actors.scheduler.journal import Journal
+from actors.scheduler.layout import Policy
 from actors.scheduler.ledger import Ledger
 from actors.scheduler.life import Life, Resident
 from actors.scheduler.loading import Means
@@ -48,7 +49,13 @@ class Scheduler:
         )
         self._residents = Residents(self._runners, self._ledger, self._journal, self._changes)
         means = Means(
-            self._runners, self._ledger, self._journal, stall_s(config.load_timeout_s), config.n_thread
+            self._runners,
+            self._ledger,
+            self._journal,
+            stall_s(config.load_timeout_s),
+            config.n_thread,
+            config.n_ctx,
+            Policy(is_spread=config.sched_spread, gpu_overhead_bytes=config.gpu_overhead_bytes),
         )
         defaults = LoadOptions(
             n_ctx=config.n_ctx,

@@ -9,7 +9,7 @@ do: 20 GB/s for the host (two channels of DDR4), 200 GB/s for a discrete GPU (a 
 never slower than several times the host's), 40 GB/s for an integrated one (the host's memory, of which
 processor cores alone often reach half), and 0.1 ms for a copy (transfer, launch and wake-up, not bytes: an
 activation has a few KiB).  So without measurement a GPU is left out only when its part is worth less than
-two such copies: about 2 MB of weights on a discrete GPU, 4 MB on an integrated one.
+two such copies: about 4.4 MB of weights on a discrete GPU, 8 MB on an integrated one.
 """
 
 from collections.abc import Sequence

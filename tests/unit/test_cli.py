@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click.testing
 import httpx
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +27,7 @@ from actors.cli.wrap import Wrapper
 from actors.config import Config
 from actors.errors import ConfigError, ModelNotFound, PeerGone, QueueFull, RequestError, RuntimeFault
 from actors.protocol import (
+    ContextChoice,
     Device,
     DeviceMemory,
     LayerPlacement,
@@ -240,6 +242,22 @@ def test_a_plan_ends_with_its_verdict() -> None:
     assert "cpu (A CPU): 1.0 GiB free" in text
     assert "MEASURED" not in text
     assert text.endswith("it fits: 8.0 MiB")
+
+
+def test_a_plan_shows_the_trade_of_context_against_memory_and_speed() -> None:
+    gpu = Device("g", "cuda", "A GPU", 1 << 31, 1 << 30)
+    contexts = (
+        ContextChoice(4096, 3, 1 << 20, 9 << 20, is_full_speed=True, is_chosen=True),
+        ContextChoice(8192, 1, 2 << 20, 10 << 20, is_full_speed=False),
+    )
+    plan = LoadPlan(REPORT, (), (gpu,), fits=True, verdict="", contexts=contexts)
+    rows = [line.split("  ") for line in plan_text("m", plan, is_summed=False).splitlines()]
+    shown = [[cell.strip() for cell in row if cell] for row in rows]
+    assert ["CONTEXT", "GPU LAYERS", "CACHE", "TOTAL", "FULL SPEED"] in shown
+    assert ["4096", "3 of 3", "1.0 MiB", "9.0 MiB", "yes, taken"] in shown
+    assert ["8192", "1 of 3", "2.0 MiB", "10.0 MiB", "no"] in shown
+    on_cpu = plan_text("m", msgspec.structs.replace(plan, devices=()), is_summed=False)
+    assert "CONTEXT    CACHE      TOTAL       FITS" in on_cpu
 
 
 @given(st.lists(st.text(st.sampled_from("ab é模 \n"), max_size=12)), st.integers(4, 20))
