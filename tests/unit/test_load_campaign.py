@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from actors.protocol import Device
@@ -64,7 +64,11 @@ class Case:
 
 
 def cases(
-    *, n_gpus: st.SearchStrategy[int], equal: bool = False, lies: st.SearchStrategy[float] | None = None
+    *,
+    n_gpus: st.SearchStrategy[int],
+    equal: bool = False,
+    lies: st.SearchStrategy[float] | None = None,
+    max_layers: int = 80,
 ) -> st.SearchStrategy[Case]:
     """Machines of 0 to 24 GiB a GPU; models of 1 to 80 layers, alike or of three sizes."""
 
@@ -81,7 +85,7 @@ def cases(
             for index in range(n)
         )
         kinds = draw(st.lists(st.integers(10, 900), min_size=1, max_size=1 if equal else 3))
-        n_layer = draw(st.integers(1, 80))
+        n_layer = draw(st.integers(1, max_layers))
         layers = [kinds[(index * 7 + index // 3) % len(kinds)] for index in range(n_layer)]
         return Case(
             gpus=gpus,
@@ -179,7 +183,18 @@ def test_lies_about_free_memory_end_in_the_most_layers_that_really_fit(case: Cas
     assert n_offloaded(load.step.placement) == most_that_fits(case)
 
 
-def smaller(case: Case, more: Sequence[int]) -> tuple[Device, ...]:
+@campaign
+@given(case=cases(n_gpus=st.just(2), equal=True, lies=some_lies, max_layers=24))
+def test_two_gpus_that_lie_end_with_at_most_a_layer_less_than_really_fits(case: Case) -> None:
+    """One may be lost where the output layer was too much for one GPU, and would not be for the other."""
+    assume(case.tells is not Tells.NOTHING)  # with two suspects and no word, either may be cleared too late
+    load = run_load(case.runner(), case.devices)
+    check_ended(case, load)
+    assert isinstance(load.step, Accept)
+    assert most_that_fits(case) - n_offloaded(load.step.placement) in (0, 1)
+
+
+def grown(case: Case, more: Sequence[int]) -> tuple[Device, ...]:
     return (
         CPU,
         *(device(gpu.id, gpu.free_bytes + extra * MIB) for gpu, extra in zip(case.gpus, more, strict=False)),
@@ -192,7 +207,7 @@ def test_more_free_memory_never_ends_in_fewer_layers(case: Case, more: int) -> N
     runner = case.runner()
     runner.really = {}
     before = run_load(runner, case.devices).step
-    after = run_load(runner, smaller(case, [more])).step
+    after = run_load(runner, grown(case, [more])).step
     assert isinstance(before, Accept)
     assert isinstance(after, Accept)
     assert n_offloaded(after.placement) >= n_offloaded(before.placement)
