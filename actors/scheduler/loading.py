@@ -39,8 +39,7 @@ from actors.scheduler.ledger import Ledger
 from actors.scheduler.obituary import death_of
 from actors.scheduler.rounds import next_step
 from actors.scheduler.runners import Runners
-from actors.scheduler.sizes import size_text
-from actors.scheduler.steps import Accept, Evict, History, Refuse, Step, Try
+from actors.scheduler.steps import Accept, Evict, History, Refuse, Try, step_text, verdict_text
 
 N_STEPS_MAX = 64  # of one round; those of rounds.py end well before
 N_CONTEXTS_MAX = 6  # sized in search of the longest: the first is right where cache grows evenly
@@ -182,15 +181,9 @@ class Loading:
         devices = self.means.ledger.free()
         step = await self._fit(link)
         latest = self._attempts[-1]
-        placement, report = latest.placement, latest.report
-        match step:
-            case Accept():
-                placement, report, verdict = step.placement, step.report, f"fits: {step.reason}"
-            case Evict():
-                room = f"{step.device} lacks {size_text(step.shortage_bytes)}, which other models hold"
-                verdict = f"fits once others are unloaded: {step.reason}; {room}"
-            case Refuse():
-                verdict = f"does not fit: {step.message}; {step.mend}"
+        accepted = step if isinstance(step, Accept) else None
+        placement = accepted.placement if accepted else latest.placement
+        report = accepted.report if accepted else latest.report
         sized = [
             await self._size(link, placement, n_ctx)
             for n_ctx in shown_n_ctx(report.n_ctx_train, report.n_ctx)
@@ -199,8 +192,8 @@ class Loading:
             report=report,
             placement=placement,
             devices=devices,
-            fits=isinstance(step, Accept),
-            verdict=verdict,
+            fits=accepted is not None,
+            verdict=verdict_text(step),
             contexts=tuple(choice_of(each, devices, self._policy, report.n_ctx) for each in sized),
         )
 
@@ -224,7 +217,7 @@ class Loading:
             self.on_sized(report)
             self._attempts += (attempt_of(round_, placement, report),)
             step = next_step(self._history())
-            self._note(f"{round_.value}: {type(step).__name__.lower()}: {_words(step)}")
+            self._note(f"{round_.value}: {type(step).__name__.lower()}: {step_text(step)}")
             if not isinstance(step, Try):
                 return step
             if is_once:
@@ -303,13 +296,3 @@ class Loading:
 
     def _note(self, decision: str) -> None:
         self.means.journal.note(f"{self.model.name} [{self.runner_id}] {decision}")
-
-
-def _words(step: Step) -> str:
-    match step:
-        case Evict():
-            return f"{step.reason}; {step.device} lacks {size_text(step.shortage_bytes)}"
-        case Refuse():
-            return f"{step.message}; {step.mend}"
-        case Accept() | Try():
-            return step.reason

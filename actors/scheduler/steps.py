@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from actors.protocol import Device, MemoryReport
 from actors.scheduler.attempts import Attempt, Round, known_costs
 from actors.scheduler.layout import Costs, Placement, Policy
+from actors.scheduler.sizes import size_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +70,25 @@ class Refuse:
 
 
 Step = Try | Accept | Evict | Refuse
+
+
+def step_text(step: Step) -> str:
+    """A decision in words, with its numbers."""
+    match step:
+        case Evict():
+            return f"{step.reason}; {step.device} lacks {size_text(step.shortage_bytes)}"
+        case Refuse():
+            return f"{step.message}; {step.mend}"
+        case Accept() | Try():
+            return step.reason
+
+
+def verdict_text(step: Accept | Evict | Refuse) -> str:
+    """Whether a load would fit, in words, with the numbers."""
+    match step:
+        case Accept():
+            return f"fits: {step_text(step)}"
+        case Evict():
+            return f"fits once others are unloaded: {step_text(step)}, which other models hold"
+        case Refuse():
+            return f"does not fit: {step_text(step)}"
