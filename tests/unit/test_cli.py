@@ -14,16 +14,17 @@ from rich.cells import cell_len
 from actors.cli.context import Cli
 from actors.cli.http import Http, Json
 from actors.cli.listings import list_text, part_text, ps_text, show_text
-from actors.cli.main import client_url, root
+from actors.cli.main import root
 from actors.cli.manage import read_source
 from actors.cli.memory import loaded_text, plan_text
 from actors.cli.repl import Repl
 from actors.cli.tables import clean, table
 from actors.cli.talk import Printer, Settings, summary
+from actors.cli.up import flag_variables
 from actors.cli.words import go_duration, human_bytes, human_span, human_time, memory_bytes
 from actors.cli.wrap import Wrapper
 from actors.config import Config
-from actors.errors import ModelNotFound, PeerGone, QueueFull, RequestError, RuntimeFault
+from actors.errors import ConfigError, ModelNotFound, PeerGone, QueueFull, RequestError, RuntimeFault
 from actors.protocol import (
     Device,
     DeviceMemory,
@@ -35,6 +36,7 @@ from actors.protocol import (
     MemoryReport,
     ModelSpec,
 )
+from actors.settings import SETTINGS
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -356,20 +358,6 @@ def test_a_runtime_that_is_not_up_is_named_with_how_to_start_it() -> None:
     http.close()
 
 
-@pytest.mark.parametrize(
-    ("ollama_host", "url"),
-    [
-        ("", "http://127.0.0.1:11434"),
-        ("0.0.0.0", "http://127.0.0.1:11434"),
-        ("https://box", "https://box:443"),
-        ("box:1", "http://box:1"),
-        ("[::]:5", "http://[::1]:5"),
-    ],
-)
-def test_the_address_of_the_runtime_is_ollamas(ollama_host: str, url: str) -> None:
-    assert client_url(Config(), ollama_host) == url
-
-
 def test_a_gguf_file_is_its_own_modelfile(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF\3\0\0\0")
     assert read_source(tmp_path / "m.gguf").base == str(tmp_path / "m.gguf")
@@ -450,3 +438,26 @@ def test_help_fits_a_terminal_and_says_what_each_command_does(command: list[str]
 @pytest.mark.parametrize(("alias", "command"), [("serve", "up"), ("ls", "list")])
 def test_commands_have_ollamas_other_names(alias: str, command: str) -> None:
     assert root.get_command(click.Context(root), alias) is root.commands[command]
+
+
+def test_every_setting_has_a_flag_that_names_its_variables() -> None:
+    text = click.testing.CliRunner().invoke(root, ["up", "--help"], prog_name="runtime").output
+    words = " ".join(text.split())
+    for setting in SETTINGS:
+        assert f"{setting.flag} {setting.metavar}" in words
+        assert f"({setting.names})" in words
+
+
+def test_a_flag_reaches_the_actors_as_our_own_variable() -> None:
+    flags = {"n_ctx": " 8192 ", "keep_alive_s": None, "sim_dir": "/tmp/sim"}
+    assert flag_variables(flags) == {"RUNTIME_N_CTX": "8192", "RUNTIME_SIM": "/tmp/sim"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "bad"),
+    [("--n-ctx", "8k"), ("--keep-alive", "soon"), ("--host", "h:x"), ("--sim", ""), ("--sched-spread", "2")],
+)
+def test_a_bad_flag_stops_the_start_and_is_named(flag: str, bad: str) -> None:
+    result = click.testing.CliRunner().invoke(root, ["up", flag, bad], prog_name="runtime")
+    assert isinstance(result.exception, ConfigError)
+    assert result.exception.message.startswith(f'{flag} is "')
