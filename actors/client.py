@@ -26,6 +26,8 @@ from actors.protocol import (
     Chunk,
     Detokenize,
     Devices,
+    Diagnose,
+    Diagnosis,
     Explain,
     Explanation,
     Finished,
@@ -210,6 +212,10 @@ class Client:
         if not isinstance(item, Devices):
             raise RemoteProtocolError(f"discovery answered with {type(item).__name__}", where="client")
         return item
+
+    async def diagnose(self) -> Diagnosis:
+        """What discovery found, what it left out, and why."""
+        return await self._ask("discovery", Diagnose(), Diagnosis)
 
     async def stats(self, actor: str) -> Stats:
         """How an actor is: "gateway", "scheduler", "discovery", "host", or a runner by its name."""

@@ -14,10 +14,11 @@ from typing import Annotated, Literal
 
 import msgspec
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 PROTOCOL_CHANGES = {
     1: "first version",
     2: "LoadOptions.kv_type may be q8_0; MemoryReport says kv_type",
+    3: "Diagnose and MeasureDevices; Device says compute and memory_from; Devices lists usable ones only",
 }
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -51,21 +52,35 @@ class Stats(Msg, frozen=True):
 
 
 class SubscribeDevices(Msg, frozen=True):
-    """Scheduler or client -> discovery: one Devices now, another whenever something changes.  Never ends."""
+    """Scheduler or client -> discovery: one Devices now, another whenever something changes.  Never ends.
+
+    After a start the first one waits until all libraries were looked at, or for so long as is sensible.
+    """
+
+
+class MeasureDevices(Msg, frozen=True):
+    """Scheduler or client -> discovery: measure free memory anew.  Answered by one Devices.
+
+    Opens no context on any device.  A device that does not answer in time keeps its last figures.
+    """
 
 
 class Device(Msg, frozen=True):
     """One device.  `is_usable` is False with a reason when runners cannot execute on it."""
 
-    id: str  # "cpu", "GPU-1b2c..." (UUID)
-    library: str  # "cpu", "cuda"
+    id: str  # "cpu"; the device's UUID ("GPU-1b2c..."), else its PCI id, else "cuda:0"
+    library: str  # "cpu", "cuda", "rocm", "sim"
     name: str
     total_bytes: Count
     free_bytes: Count
     is_usable: bool = True
     reason: str = ""
     is_integrated: bool = False
-    pci_id: str = ""
+    pci_id: str = ""  # "0000:01:00.0"
+    compute: str = ""  # "8.6", "gfx1100"
+    # who says what is free: "host" (memory shared with it), "nvml", "amdsmi", "sysfs", "library" (as of the
+    # probe), "sim"
+    memory_from: str = ""
 
 
 class CpuInfo(Msg, frozen=True):
@@ -78,10 +93,81 @@ class CpuInfo(Msg, frozen=True):
 
 
 class Devices(Msg, frozen=True):
-    """Discovery's answer: what exists and how much memory is free now."""
+    """Discovery's answer: what runners can use and how much memory is free now.
+
+    The host is always listed, since every load needs its memory; `is_usable` says whether kernels run on it.
+    """
 
     cpu: CpuInfo
     devices: tuple[Device, ...]
+
+
+class LibraryReport(Msg, frozen=True):
+    """What the probe of one library found, or why it found nothing.
+
+    found    there are devices; each says whether runners can use it
+    none     nothing there that this library could drive
+    missing  a driver or a Python package is missing; `reason` names it, `mend` says how to get it
+    failed   the probe crashed, hung or spoke rubbish; it is tried again in the background
+    off      not looked at: the settings say so
+    """
+
+    library: str
+    state: Literal["found", "none", "missing", "failed", "off"]
+    devices: tuple[Device, ...] = ()
+    reason: str = ""
+    mend: str = ""
+    facts: dict[str, str] = {}  # versions of drivers and packages, the kernels' instruction set
+    unchecked: tuple[str, ...] = ()  # ids of devices that are still to be tried, each in its own process
+    next_try_s: float | None = None  # None: nothing is to be tried again
+
+
+class FreeMemory(Msg, frozen=True):
+    """Probe -> discovery, on its standard output: the memory of one device now."""
+
+    id: str
+    total_bytes: Count
+    free_bytes: Count
+
+
+class Diagnose(Msg, frozen=True):
+    """Client -> discovery: what was found, and why not more?  Answered by one Diagnosis.
+
+    Libraries without usable devices are looked at again first, unless `is_cached`.
+    """
+
+    is_cached: bool = False
+
+
+class MemoryLimit(Msg, frozen=True):
+    """A control group that bounds us."""
+
+    path: str
+    limit_bytes: Count
+    used_bytes: Count  # page cache that is given back on demand included
+
+
+class HostReport(Msg, frozen=True):
+    """The host's memory; total and free are cut to the limits."""
+
+    total_bytes: Count
+    free_bytes: Count
+    swap_total_bytes: Count
+    swap_free_bytes: Count
+    limits: tuple[MemoryLimit, ...]  # innermost first
+
+
+class Diagnosis(Msg, frozen=True):
+    """Everything that discovery knows, for people."""
+
+    cpu: CpuInfo
+    host: HostReport
+    devices: tuple[Device, ...]  # usable ones, as in Devices
+    filtered: tuple[Device, ...]  # found, and not offered to the scheduler; each has its reason
+    libraries: tuple[LibraryReport, ...]
+    variables: dict[str, str]  # environment variables that hide or rename devices, as they are set
+    idle_variables: dict[str, str]  # variables that are set and decide nothing, with the reason
+    versions: dict[str, str]  # of the runtime, Python and the system
 
 
 # --- Runner host -------------------------------------------------------------------------------------------
@@ -478,6 +564,8 @@ class Models(Msg, frozen=True):
 Request = (
     GetStats
     | SubscribeDevices
+    | MeasureDevices
+    | Diagnose
     | SpawnRunner
     | StopRunner
     | WatchRunners
@@ -502,6 +590,7 @@ Request = (
 Item = (
     Stats
     | Devices
+    | Diagnosis
     | RunnerStarted
     | RunnerExited
     | ModelInfo

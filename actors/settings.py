@@ -262,3 +262,13 @@ NO_EFFECT: Final[Mapping[str, str]] = {
     "OLLAMA_REMOTES": "there are no remote models",
     "OLLAMA_NO_CLOUD": "there is no cloud",
 }
+
+VISIBILITY: Final[Mapping[str, str]] = {
+    # variables of the vendors' that decide which devices a process sees, obeyed and reported
+    "CUDA_VISIBLE_DEVICES": "NVIDIA GPUs that programs may see; AMD's runtime obeys it, too",
+    "CUDA_DEVICE_ORDER": "how CUDA_VISIBLE_DEVICES counts NVIDIA GPUs",
+    "ROCR_VISIBLE_DEVICES": "AMD GPUs that programs may see",
+    "HIP_VISIBLE_DEVICES": "AMD GPUs that programs may see, counted among those",
+    "GPU_DEVICE_ORDINAL": "AMD GPUs that programs may see",
+    "HSA_OVERRIDE_GFX_VERSION": "AMD GPUs pass themselves off as this architecture",
+}

@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from actors.cli import listings, manage, memory, run, up
+from actors.cli import doctor, listings, manage, memory, run, up
 from actors.cli.context import Cli
 from actors.config import http_address, load_config
 from actors.errors import RuntimeFault
@@ -58,7 +58,7 @@ def root(ctx: click.Context) -> None:
 
 for command in (
     up.up, run.run, listings.list_models, listings.show, listings.ps, memory.plan,
-    manage.create, manage.stop, manage.cp, manage.rm,
+    manage.create, manage.stop, manage.cp, manage.rm, doctor.doctor,
 ):  # fmt: skip
     root.add_command(command)
 
