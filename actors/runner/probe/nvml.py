@@ -58,8 +58,11 @@ def _read(index: int) -> NvmlDevice:
 def _memory(handle: object) -> tuple[int, int] | None:
     try:
         memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-    except pynvml.NVMLError_NotSupported:  # unified with the host's
-        return None
+    except pynvml.NVMLError as exc:
+        code: int = exc.value  # pyright: ignore[reportAttributeAccessIssue]  # set in __new__
+        if code == pynvml.NVML_ERROR_NOT_SUPPORTED:  # it is unified with the host's
+            return None
+        raise
     return int(memory.total), int(memory.free)
 
 
