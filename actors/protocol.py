@@ -109,11 +109,12 @@ class LibraryReport(Msg, frozen=True):
     none     nothing there that this library could drive
     missing  a driver or a Python package is missing; `reason` names it, `mend` says how to get it
     failed   the probe crashed, hung or spoke rubbish; it is tried again in the background
+    pending  its probe has not answered yet
     off      not looked at: the settings say so
     """
 
     library: str
-    state: Literal["found", "none", "missing", "failed", "off"]
+    state: Literal["found", "none", "missing", "failed", "pending", "off"]
     devices: tuple[Device, ...] = ()
     reason: str = ""
     mend: str = ""

@@ -52,9 +52,10 @@ def look(within_s: float) -> Diagnosis:
     """Look for devices in a discovery of our own, which ends when it has found them."""
     try:
         done = subprocess.run(COMMAND, stdin=subprocess.DEVNULL, capture_output=True, timeout=within_s)
-        return msgspec.json.decode(done.stdout, type=Diagnosis)
     except subprocess.TimeoutExpired as exc:
         raise PeerGone(f"looking for devices took longer than {within_s:g} s", where="cli") from exc
+    try:
+        return msgspec.json.decode(done.stdout, type=Diagnosis)
     except msgspec.DecodeError as exc:
         said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise PeerGone(f"looking for devices failed: {said}", where="cli") from exc
@@ -114,7 +115,7 @@ def _library_rows(report: LibraryReport) -> Iterable[tuple[str, str]]:
         yield "", f"is looked at again in {report.next_try_s:.0f} s"
 
 
-def _memory_rows(host: HostReport) -> Iterable[tuple[str, str]]:
+def _memory_rows(host: HostReport) -> list[tuple[str, str]]:
     swap = f"{memory_bytes(host.swap_free_bytes)} of {memory_bytes(host.swap_total_bytes)}, not counted on"
     rows = [
         ("free", f"{memory_bytes(host.free_bytes)} of {memory_bytes(host.total_bytes)}"),

@@ -19,12 +19,19 @@ class Library:
     """Keeps `report` true; `on_change` is called after each change of it."""
 
     def __init__(
-        self, name: str, probes: Probes, measure_every_s: float, on_change: Callable[[], None]
+        self,
+        name: str,
+        probes: Probes,
+        on_change: Callable[[], None],
+        *,
+        measure_every_s: float,
+        first_after_s: float = 0.0,
     ) -> None:
         self.name = name
         self.report: LibraryReport | None = None  # None until it was looked at for the first time
         self._probes = probes
         self._measure_every_s = measure_every_s
+        self._first_after_s = first_after_s
         self._on_change = on_change
         self._n_failures = 0  # looks and watches in a row
         self._next_try_s = 0.0  # on trio's clock
@@ -38,6 +45,7 @@ class Library:
 
     async def run(self) -> None:
         """Look, watch and look again, for ever."""
+        await self._wait(self._first_after_s)
         while True:
             report = await self._look()
             if any(map(is_watched, report.devices)):
@@ -57,7 +65,7 @@ class Library:
         n_looks = self._n_looks
         self._is_stale = self.report is not None  # else the first look is on its way
         while self._n_looks == n_looks:
-            self._hurry.set()  # out of a pause, or out of the wait for the next reading
+            self._hurry.set()  # out of any wait: for the first look, the next one, the next reading
             await self._news.wait()
 
     async def measure(self) -> None:
@@ -75,6 +83,8 @@ class Library:
             log.warning("%s; trying again in %.0f s", report.reason, delay_s(report, self._n_failures))
         elif not any(map(is_watched, report.devices)):
             self._n_failures = 0
+        if not self._is_stale:
+            self._hurry = trio.Event()  # whoever hurried us has what was wanted
         self._n_looks += 1
         self._take(report)
         return report

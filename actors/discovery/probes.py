@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 import msgspec
 import trio
 
+from actors.discovery.absence import why_absent
 from actors.errors import RuntimeFault
 from actors.inherited import child_environment
 from actors.protocol import Device, FreeMemory, LibraryReport
@@ -43,14 +44,24 @@ class ProbeFailed(RuntimeFault):
 
 
 class Probes:
-    """Starts probes with this command and gives each `timeout_s` for an answer."""
+    """Starts probes with this command and gives each `timeout_s` for an answer.
 
-    def __init__(self, command: Sequence[str], timeout_s: float) -> None:
+    `absent` says why a library's devices cannot be here, or None: then no probe is started.
+    """
+
+    def __init__(
+        self, command: Sequence[str], timeout_s: float, absent: Callable[[str], str | None] = why_absent
+    ) -> None:
         self._command = tuple(command)
         self._timeout_s = timeout_s
+        self._absent = absent
+        self._files = trio.CapacityLimiter(1)
 
     async def look(self, library: str) -> LibraryReport:
         """What the library finds, each device checked.  A probe that fails gives a report that says so."""
+        reason = await trio.to_thread.run_sync(self._absent, library, limiter=self._files)
+        if reason is not None:
+            return LibraryReport(library, "none", reason=reason)
         try:
             report = await self._ask(library)
         except ProbeFailed as fault:
@@ -98,14 +109,18 @@ class Probes:
 
     async def _run(self, arguments: Sequence[str], use: Callable[["Running"], Awaitable[T]]) -> T:
         """Use a probe process; it is gone when this is over."""
-        process = await trio.lowlevel.open_process(
-            [*self._command, "--probe", *arguments],
-            stdin=subprocess.PIPE,  # its end tells the probe that we are gone
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=child_environment(os.environ),
-        )
-        running = Running(process, f"the {arguments[0]} probe")
+        name = f"the {arguments[0]} probe"
+        try:
+            process = await trio.lowlevel.open_process(
+                [*self._command, "--probe", *arguments],
+                stdin=subprocess.PIPE,  # its end tells the probe that we are gone
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=child_environment(os.environ),
+            )
+        except OSError as exc:  # no memory, no descriptors, too many processes: it may pass
+            raise ProbeFailed(f"{name} cannot be started: {exc.strerror}", where="discovery") from exc
+        running = Running(process, name)
         try:
             return await running.use(use)
         finally:
@@ -193,7 +208,7 @@ class Running:
         code = self._process.returncode
         if code is None:
             return self._failed("closed its output without an answer")
-        how = f"crashed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        how = f"crashed by {_signal_name(-code)}" if code < 0 else f"ended with status {code}"
         said = self._words.decode(errors="replace").strip().rpartition("\n")[2]
         return self._failed(f"{how}: {said}" if said else how)
 
@@ -211,6 +226,13 @@ class Watch:
         """Of all devices now; ProbeFailed when it does not answer, and then it never will."""
         await self._running.ask()
         return await self._running.answer(_decode_memory, self._timeout_s)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # some real-time signals have no name
+        return f"signal {number}"
 
 
 def _refused(device: Device, reason: str) -> Device:

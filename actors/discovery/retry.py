@@ -7,8 +7,8 @@ from actors.protocol import LibraryReport
 
 FIRST_S: Final = 1.0
 LONGEST_S: Final = 300.0
-ABSENT_S: Final = 60.0
-"""Where nothing is: a driver may be loaded, or a device plugged in, while we run."""
+ABSENT_S: Final = 30.0
+"""Where nothing is: a driver may be loaded, or a device plugged in, while we run.  Costs a few file names."""
 STEADY_S: Final = 30.0
 """A watch that lived so long was no failure."""
 
@@ -20,4 +20,4 @@ def delay_s(report: LibraryReport, n_failures: int) -> float:
     """
     if n_failures:
         return min(FIRST_S * 2.0 ** min(n_failures - 1, 30), LONGEST_S)
-    return math.inf if report.state in ("found", "off") else ABSENT_S
+    return {"none": ABSENT_S, "missing": LONGEST_S}.get(report.state, math.inf)

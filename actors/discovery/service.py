@@ -11,6 +11,7 @@ import trio
 
 from actors.actor import not_understood
 from actors.config import Config, idle_variables
+from actors.discovery.absence import why_absent
 from actors.discovery.cgroup import Read
 from actors.discovery.cpu import describe_cpu
 from actors.discovery.diagnosis import describe_host, versions, visibility
@@ -37,6 +38,8 @@ MEASURE_S: Final = 2.0
 FIRST_S: Final = 10.0
 """The first answer waits so long for all libraries: no model should go to the CPU because a driver wakes up
 slowly, and no driver that hangs should keep the others waiting."""
+KERNELS_AFTER_S: Final = 5.0
+"""The host's kernels are looked at when the start is over: it would cost half a second of it."""
 READING_S: Final = 3.0
 """For an answer to MeasureDevices; a driver that takes longer keeps its last figures."""
 
@@ -64,12 +67,13 @@ def libraries_of(config: Config) -> tuple[str, ...]:
 
 
 def _off(name: str, config: Config) -> LibraryReport:
-    reason = f'the setting library is "{config.library}"' if config.library else "no simulated machine is set"
+    is_unset = name == "sim" and not config.sim_dir
+    reason = "no simulated machine is set" if is_unset else f'the setting library is "{config.library}"'
     return LibraryReport(name, "off", reason=reason)
 
 
-def _silent(name: str) -> LibraryReport:
-    return LibraryReport(name, "failed", reason=f"the {name} probe has not answered yet")
+def _pending(name: str) -> LibraryReport:
+    return LibraryReport(name, "pending", reason="it has not been looked at yet")
 
 
 class Discovery:
@@ -80,14 +84,22 @@ class Discovery:
         config: Config,
         *,
         command: Sequence[str] = COMMAND,
+        absent: Callable[[str], str | None] = why_absent,
         environ: Mapping[str, str] = os.environ,
         measure_every_s: float = MEASURE_S,
     ) -> None:
         self._config, self._environ = config, environ
         self._measure_every_s = measure_every_s
-        probes = Probes(command, config.probe_timeout_s)
+        probes = Probes(command, config.probe_timeout_s, absent)
         self._libraries = [
-            Library(name, probes, measure_every_s, self._publish) for name in libraries_of(config)
+            Library(
+                name,
+                probes,
+                self._publish,
+                measure_every_s=measure_every_s,
+                first_after_s=KERNELS_AFTER_S if name == HOST else 0.0,
+            )
+            for name in libraries_of(config)
         ]
         self._host: Devices | None = None
         self._merged = Merged((), ())
@@ -156,9 +168,9 @@ class Discovery:
 
     def _publish(self) -> None:
         """Tell everybody, if there is news and all libraries have been looked at."""
-        reports = [library.report for library in self._libraries]
-        known = [report for report in reports if report is not None]
-        if self._host is None or (len(known) < len(reports) and not self._is_late):
+        known = [library.report for library in self._libraries if library.report is not None]
+        is_awaited = any(library.report is None and library.name != HOST for library in self._libraries)
+        if self._host is None or (is_awaited and not self._is_late):
             return
         self._merged = merge(self._host.devices[0], known)
         now = Devices(self._host.cpu, self._merged.usable)
@@ -194,7 +206,7 @@ class Discovery:
             await self._look_again()
         devices = await self._devices()
         report = await trio.to_thread.run_sync(describe_host, read_file, limiter=self._files)
-        told = {library.name: library.told() or _silent(library.name) for library in self._libraries}
+        told = {library.name: library.told() or _pending(library.name) for library in self._libraries}
         return Diagnosis(
             cpu=devices.cpu,
             host=report,

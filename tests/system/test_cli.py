@@ -330,3 +330,40 @@ def test_ctrl_d_leaves_and_ctrl_c_does_not(terminal: Terminal) -> None:
     terminal.wait_for(">>> ")
     terminal.type("\x04")
     assert terminal.process.wait(30) == 0
+
+
+def test_the_doctor_asks_the_runtime_that_is_up(shell: Shell) -> None:
+    text = shell.run("doctor").stdout
+    assert "as the runtime that is up sees it" in text
+    assert re.search(r"^    cpu +.+ free of .+$", text, re.MULTILINE)
+    report = json.loads(shell.run("doctor", "--json").stdout)
+    assert report["devices"][0]["id"] == "cpu"
+    assert [library["library"] for library in report["libraries"]] == ["cuda", "rocm", "sim", "cpu"]
+
+
+def test_the_doctor_needs_no_runtime(alone: Shell) -> None:
+    text = alone.run("doctor").stdout
+    assert "no runtime is up here" in text
+    assert "is looked at again" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "named"),
+    [
+        (["--n-ctx", "8k"], {}, '--n-ctx is "8k"'),
+        ([], {"RUNTIME_GPU_OVERHEAD": "lots"}, 'RUNTIME_GPU_OVERHEAD is "lots"'),
+        ([], {"OLLAMA_SCHED_SPREAD": "flase"}, 'OLLAMA_SCHED_SPREAD is "flase"'),
+    ],
+)
+def test_a_setting_that_cannot_be_used_stops_the_start_and_is_named(
+    alone: Shell, arguments: list[str], variables: dict[str, str], named: str
+) -> None:
+    alone.env |= variables
+    assert named in alone.run("up", *arguments, rc=1).stderr
+
+
+def test_a_wrong_key_in_the_file_stops_the_start_and_is_named(alone: Shell) -> None:
+    (alone.folder / "c.toml").write_text("n_ctxx = 5\n")
+    error = alone.run("up", "--config", str(alone.folder / "c.toml"), rc=1).stderr
+    assert "n_ctxx" in error
+    assert "c.toml" in error

@@ -152,7 +152,7 @@ def test_failures_are_tried_again_soon_and_then_ever_later() -> None:
 
 @pytest.mark.parametrize(
     ("state", "pause_s"),
-    [("found", math.inf), ("off", math.inf), ("none", ABSENT_S), ("missing", ABSENT_S)],
+    [("found", math.inf), ("off", math.inf), ("none", ABSENT_S), ("missing", LONGEST_S)],
 )
 def test_what_works_is_left_alone_and_what_is_absent_is_looked_for_now_and_then(
     state: str, pause_s: float

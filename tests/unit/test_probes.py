@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from actors.config import Config
+from actors.pci import AMD, NVIDIA, find_cards, normal_pci_id
 from actors.protocol import Device, FreeMemory, LibraryReport
 from actors.runner.probe import nvml
 from actors.runner.probe.cuda import Cuda
-from actors.runner.probe.pci import AMD, NVIDIA, find_cards, normal_pci_id
 from actors.runner.probe.report import Surroundings
 from actors.runner.probe.rocm import Rocm
 
@@ -197,9 +197,11 @@ def test_memory_is_measured_without_cupy(drivers: Drivers) -> None:
 CARD = {"unique_id": "1f2e3d", "mem_info_vram_total": "1000", "mem_info_vram_used": "400"}
 
 
-def amd(around: Surroundings, *, has_driver: bool = True, **files: str) -> Surroundings:
+def amd(
+    around: Surroundings, files: dict[str, str] | None = None, *, has_driver: bool = True
+) -> Surroundings:
     """A machine with one AMD card."""
-    plug(around, "0000:03:00.0", AMD, **files)
+    plug(around, "0000:03:00.0", AMD, **(files or {}))
     if has_driver:
         (around.dev / "kfd").touch()
     return around
@@ -209,7 +211,7 @@ ROCM = {"is_hip": True, "devices": [{"pciBusID": 3, "gcnArchName": "gfx1100:xnac
 
 
 def test_an_amd_gpu_is_known_by_its_serial_number_and_the_kernels_memory(drivers: Drivers) -> None:
-    report = Rocm().look(amd(drivers(cupy=ROCM), **CARD))
+    report = Rocm().look(amd(drivers(cupy=ROCM), CARD))
     device = only(report)
     assert (device.id, device.compute, device.memory_from) == ("GPU-1f2e3d", "gfx1100", "sysfs")
     assert (device.total_bytes, device.free_bytes) == (1000, 600)
@@ -217,7 +219,7 @@ def test_an_amd_gpu_is_known_by_its_serial_number_and_the_kernels_memory(drivers
 
 
 def test_an_amd_gpu_that_works_is_refused_for_want_of_a_backend(drivers: Drivers) -> None:
-    around = amd(drivers(cupy=ROCM), **CARD)
+    around = amd(drivers(cupy=ROCM), CARD)
     assert only(Rocm().check(around, "GPU-1f2e3d")).reason == "no backend for rocm yet"
 
 
@@ -237,7 +239,7 @@ def test_where_nobody_says_the_check_measures(drivers: Drivers) -> None:
 
 def test_an_integrated_amd_gpu_has_the_hosts_memory(drivers: Drivers) -> None:
     cupy = {"is_hip": True, "devices": [{"pciBusID": 3, "integrated": 1}]}
-    device = only(Rocm().look(amd(drivers(cupy=cupy), **CARD)))
+    device = only(Rocm().look(amd(drivers(cupy=cupy), CARD)))
     assert (device.memory_from, device.is_integrated) == ("host", True)
 
 
@@ -250,7 +252,7 @@ def test_a_missing_compute_driver_is_named_and_hip_is_not_asked(drivers: Drivers
 
 
 def test_without_cupy_for_rocm_that_is_named(drivers: Drivers) -> None:
-    report = Rocm().look(amd(drivers(), **CARD))
+    report = Rocm().look(amd(drivers(), CARD))
     assert (report.state, only(report).reason) == (
         "missing",
         "CuPy is not installed in this Python environment",
@@ -260,7 +262,7 @@ def test_without_cupy_for_rocm_that_is_named(drivers: Drivers) -> None:
 
 @pytest.mark.parametrize("variable", ["ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"])
 def test_amd_gpus_that_a_variable_hides_are_named_with_it(drivers: Drivers, variable: str) -> None:
-    around = amd(drivers({variable: "7"}, cupy={"is_hip": True, "devices": []}), **CARD)
+    around = amd(drivers({variable: "7"}, cupy={"is_hip": True, "devices": []}), CARD)
     reason = only(Rocm().look(around)).reason
     assert reason == f'hidden by {variable}="7"'
 

@@ -7,7 +7,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from actors.runner.probe.pci import AMD, Card, find_cards, read_word
+from actors.pci import AMD, Card, find_cards, read_word
 
 
 def amd_cards(folder: Path) -> dict[str, Card]:

@@ -10,10 +10,10 @@ from typing import Final
 import msgspec
 
 from actors.errors import Unsupported
+from actors.pci import NVIDIA, Card, find_cards
 from actors.protocol import Device, FreeMemory, LibraryReport
 from actors.runner.probe.cupy import Cupy, CupyDevice
 from actors.runner.probe.nvml import Nvml, NvmlDevice, read_nvml
-from actors.runner.probe.pci import NVIDIA, Card, find_cards
 from actors.runner.probe.report import Surroundings, failed, find_device, judge, refuse
 
 LIBRARY: Final = "cuda"

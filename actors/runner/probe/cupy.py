@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from actors.errors import Unsupported
-from actors.runner.probe.pci import normal_pci_id
+from actors.pci import normal_pci_id
 
 SOURCE: Final = """
 extern "C" __global__ void twice(const float* x, float* y, long long n) {

@@ -11,7 +11,7 @@ import msgspec
 import pynvml
 
 from actors.errors import Unsupported
-from actors.runner.probe.pci import normal_pci_id
+from actors.pci import normal_pci_id
 
 
 class NvmlDevice(msgspec.Struct, frozen=True):

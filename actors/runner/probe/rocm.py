@@ -11,10 +11,10 @@ from typing import Final
 import msgspec
 
 from actors.errors import Unsupported
+from actors.pci import Card
 from actors.protocol import Device, FreeMemory, LibraryReport
 from actors.runner.probe.amd import amd_cards, card_id, card_memory, smi_memory
 from actors.runner.probe.cupy import Cupy, CupyDevice
-from actors.runner.probe.pci import Card
 from actors.runner.probe.report import Surroundings, failed, find_device, judge, refuse
 
 LIBRARY: Final = "rocm"
