@@ -35,6 +35,7 @@ class Library:
         self._on_change = on_change
         self._n_failures = 0  # looks and watches in a row
         self._next_try_s = 0.0  # on trio's clock
+        self.n_failures_total = 0  # for the gauges
         self._n_looks = 0
         self._n_asked = 0  # readings begun and done
         self._n_read = 0
@@ -80,6 +81,7 @@ class Library:
         report = await self._probes.look(self.name)
         if report.state == "failed":
             self._n_failures += 1
+            self.n_failures_total += 1
             log.warning("%s; trying again in %.0f s", report.reason, delay_s(report, self._n_failures))
         elif not any(map(is_watched, report.devices)):
             self._n_failures = 0
@@ -98,10 +100,12 @@ class Library:
             is_good = self._n_read > n_read + 1  # it agreed at first, so a device came or went
         except ProbeFailed as fault:
             is_good = trio.current_time() - began_s >= STEADY_S
+            self.n_failures_total += 1
             log.warning("%s", fault)
         finally:
             self._is_watching = False
-        self._n_failures = 1 if is_good else self._n_failures + 1
+        if not self._is_stale:  # else it ended because somebody asked
+            self._n_failures = 1 if is_good else self._n_failures + 1
         self._tell()
 
     async def _follow(self, watch: Watch) -> None:

@@ -138,8 +138,9 @@ class Discovery:
                 raise not_understood(request)
 
     def gauges(self) -> dict[str, float]:
-        """Free and total memory by device, and who listens."""
+        """Free and total memory by device, who listens, and how often probes failed."""
         gauges = {"discovery_subscribers": float(self._n_subscribers)}
+        gauges["probe_failures_total"] = float(sum(library.n_failures_total for library in self._libraries))
         for device in self._told.devices if self._told else ():
             gauges[f"device_free_bytes:{device.id}"] = float(device.free_bytes)
             gauges[f"device_total_bytes:{device.id}"] = float(device.total_bytes)

@@ -187,6 +187,14 @@ def test_unified_memory_is_the_hosts(drivers: Drivers, integrated: int) -> None:
     assert Cuda().measure(around) == ()
 
 
+def test_a_gpu_that_is_lost_costs_itself_only(drivers: Drivers) -> None:
+    around = drivers(cupy={"devices": [{"pciBusID": 2}]}, nvml={"gpus": [GPU | {"lost": True}, GPU_2]})
+    plug(around, "0000:01:00.0", NVIDIA)
+    works, lost = Cuda().look(around).devices
+    assert (works.id, works.is_usable) == ("GPU-2", True)
+    assert (lost.pci_id, lost.reason) == ("0000:01:00.0", "no driver answers for it")
+
+
 def test_memory_is_measured_without_cupy(drivers: Drivers) -> None:
     assert Cuda().measure(drivers(nvml={"gpus": [GPU]})) == (FreeMemory(GPU_ID, 8 << 30, 5 << 30),)
     assert Cuda().measure(drivers()) == ()

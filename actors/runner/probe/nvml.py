@@ -37,7 +37,7 @@ def read_nvml() -> Nvml:
         pynvml.nvmlInit()
         cuda = int(pynvml.nvmlSystemGetCudaDriverVersion())
         return Nvml(
-            devices=tuple(_read(i) for i in range(pynvml.nvmlDeviceGetCount())),
+            devices=tuple(gpu for i in range(pynvml.nvmlDeviceGetCount()) if (gpu := _read(i)) is not None),
             driver=_text(pynvml.nvmlSystemGetDriverVersion()),
             cuda=(cuda // 1000, cuda % 1000 // 10),
         )
@@ -45,14 +45,18 @@ def read_nvml() -> Nvml:
         raise Unsupported(f"the NVIDIA driver does not answer: {exc}", where="probe.nvml") from exc
 
 
-def _read(index: int) -> NvmlDevice:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-    return NvmlDevice(
-        id=_text(pynvml.nvmlDeviceGetUUID(handle)),
-        name=_text(pynvml.nvmlDeviceGetName(handle)),
-        pci_id=normal_pci_id(_text(pynvml.nvmlDeviceGetPciInfo(handle).busId)),
-        memory=_memory(handle),
-    )
+def _read(index: int) -> NvmlDevice | None:
+    """None for a GPU that is lost: it fell off the bus, or needs a reset; the others are fine."""
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        return NvmlDevice(
+            id=_text(pynvml.nvmlDeviceGetUUID(handle)),
+            name=_text(pynvml.nvmlDeviceGetName(handle)),
+            pci_id=normal_pci_id(_text(pynvml.nvmlDeviceGetPciInfo(handle).busId)),
+            memory=_memory(handle),
+        )
+    except pynvml.NVMLError:
+        return None
 
 
 def _memory(handle: object) -> tuple[int, int] | None:

@@ -2,7 +2,7 @@
 
     "nvml": {"gpus": [{"uuid": "GPU-...", "busId": "00000000:01:00.0", "total": 1, "free": 1}], "error": 12}
 
-A GPU without "total" shares the host's memory.
+A GPU without "total" shares the host's memory; one that is "lost" answers nothing.
 """
 
 import json
@@ -48,6 +48,8 @@ def nvmlDeviceGetHandleByIndex(index: int) -> dict[str, Any]:
 
 
 def nvmlDeviceGetUUID(gpu: dict[str, Any]) -> str:
+    if gpu.get("lost"):
+        raise NVMLError(15)  # NVML_ERROR_GPU_IS_LOST
     return str(gpu["uuid"])
 
 
