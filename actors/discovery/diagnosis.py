@@ -3,11 +3,11 @@
 import platform
 from collections.abc import Mapping
 
-from actors.connection import build
 from actors.discovery.cgroup import Read
 from actors.discovery.memory import measure_memory, read_groups, read_meminfo
 from actors.protocol import HostReport, MemoryLimit
 from actors.settings import VISIBILITY
+from actors.version import VERSION
 
 
 def describe_host(read: Read) -> HostReport:
@@ -34,7 +34,7 @@ def visibility(environ: Mapping[str, str]) -> dict[str, str]:
 def versions() -> dict[str, str]:
     """Of the runtime and what is below it."""
     return {
-        "runtime": build(),
+        "runtime": VERSION,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),

@@ -14,7 +14,9 @@ def run(arguments: list[str]) -> int:
     """Process entry; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m actors.runner", description="One model in one process.")
     parser.add_argument("--id", help="the runner's id; its socket is runner-ID.sock")
-    parser.add_argument("--probe", metavar="LIBRARY", help="report the library's devices as JSON and end")
+    parser.add_argument(
+        "--probe", choices=("cpu", "cuda", "rocm", "sim"), help="report the library's devices as JSON and end"
+    )
     parser.add_argument("--check", metavar="DEVICE", help="with --probe: use this one for real")
     parser.add_argument("--watch", action="store_true", help="with --probe: free memory, for each line sent")
     commands = parser.add_subparsers(dest="command")

@@ -1,14 +1,13 @@
-"""The host's processor: whether the native kernels load and compute here, and with which instructions."""
+"""The host's processor: whether the native kernels load and allocate here, and with which instructions."""
 
 from typing import Final
 
-from actors.errors import ConfigError
 from actors.protocol import FreeMemory, LibraryReport
-from actors.runner.devices import open_backends
 from actors.runner.probe.report import Surroundings, failed
-from kernels.cpu.backend import EMULATED, available_isas
+from kernels.cpu.backend import EMULATED, CpuBackend, available_isas
 
 LIBRARY: Final = "cpu"
+REFERENCE: Final = "reference"  # the setting cpu_isa for the numpy reference instead of native kernels
 PROBE_BYTES: Final = 4096
 
 
@@ -16,17 +15,17 @@ class Cpu:
     """Satisfies `report.Probe`.  The host's memory is discovery's own to measure."""
 
     def look(self, around: Surroundings) -> LibraryReport:
-        """Open the backend as a runner would, and allocate; the wrong instruction set ends this process."""
+        """Open the backend that a runner would, and allocate; the wrong instructions end this process."""
         isa = around.config.cpu_isa
+        if isa == REFERENCE:
+            return LibraryReport(LIBRARY, "found", facts={"kernels": REFERENCE})
         try:
-            backend = open_backends(isa, 1)[LIBRARY]
-        except ConfigError as fault:
-            return failed(LIBRARY, str(fault))
-        backend.allocate(PROBE_BYTES, "probe").free()
+            CpuBackend(1, isa or None).allocate(PROBE_BYTES, "probe").free()
+        except ValueError as exc:
+            return failed(LIBRARY, str(exc))
         found = [name for name in available_isas() if name != EMULATED]
-        return LibraryReport(
-            LIBRARY, "found", facts={"kernels": isa or found[0], "could run": ", ".join(found)}
-        )
+        facts = {"kernels": isa or found[0], "could run": ", ".join(found)}
+        return LibraryReport(LIBRARY, "found", facts=facts)
 
     def check(self, around: Surroundings, device_id: str) -> LibraryReport:
         """Nothing is left to check."""

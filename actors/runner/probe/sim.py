@@ -2,11 +2,10 @@
 
 from typing import Final
 
-from kernels.sim.machine import SimMachine
-from kernels.sim.probe import Sighting, probe
-
 from actors.protocol import Device, FreeMemory, LibraryReport
 from actors.runner.probe.report import Surroundings
+from kernels.sim.machine import SimMachine
+from kernels.sim.probe import Sighting, probe
 
 LIBRARY: Final = "sim"
 
