@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -292,14 +292,22 @@ async def test_the_doctor_sees_a_package_that_was_installed_meanwhile(
 
 
 def children(pid: int) -> list[int]:
-    """Pids of a process's children that live."""
-    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    listed += [
-        word
-        for task in Path(f"/proc/{pid}/task").iterdir()
-        for word in (task / "children").read_text().split()
-    ]
-    return [child for child in {int(word) for word in listed} if is_alive(child)]
+    """Pids of a process's children that live; threads start children of their own, and come and go."""
+    listed: set[int] = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            listed |= {int(word) for word in (task / "children").read_text().split()}
+    return [child for child in listed if is_alive(child)]
+
+
+def watches() -> list[int]:
+    """Pids of our own watching probes."""
+    found: list[int] = []
+    for pid in children(os.getpid()):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if b"--watch" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -320,17 +328,12 @@ async def test_a_discovery_that_ends_leaves_no_probe_behind(
 async def test_a_killed_watch_is_started_again(sim_config: Config, machine: SimMachine) -> None:
     async with discovering(sim_config) as subscriber:
         await subscriber.until(are("SIM-A", "sim:1"))
-        watches = [pid for pid in children(os.getpid()) if b"--watch" in cmdline(pid)]
-        for pid in watches:
+        await wait_until(lambda: bool(watches()))
+        for pid in watches():
             kill(pid)
-        assert watches
         machine.take("game", "sim:0", 32 * MIB)
         devices = await subscriber.until(lambda found: found["SIM-A"].free_bytes == 32 * MIB)
         assert set(devices) == {"SIM-A", "sim:1"}
-
-
-def cmdline(pid: int) -> bytes:
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 async def test_a_question_that_hangs_ends_the_probe_even_if_nobody_else_does(
