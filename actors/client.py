@@ -53,6 +53,7 @@ from actors.protocol import (
     Tokenize,
     Tokens,
     Unload,
+    WaitingModel,
 )
 
 T = TypeVar("T", bound=Item)
@@ -190,9 +191,18 @@ class Client:
         request = PlanLoad(model=await self.resolve(name), options=options or LoadOptions())
         return await self._ask("scheduler", request, LoadPlan)
 
+    async def waiting(self) -> tuple[WaitingModel, ...]:
+        """What somebody waits for, and why it takes time."""
+        return (await self._ask("scheduler", ListLoaded(), Loaded)).waiting
+
     async def explain(self) -> tuple[str, ...]:
         """The scheduler's latest decisions with their reasons, oldest first."""
         return (await self._ask("scheduler", Explain(), Explanation)).decisions
+
+    async def why(self, name: str) -> Explanation:
+        """The latest load of a model with all its numbers, and the decisions about it, oldest first."""
+        spec = await self.resolve(name)
+        return await self._ask("scheduler", Explain(digest=spec.digest), Explanation)
 
     async def unload(self, name: str) -> None:
         """Unload a model once nobody uses it."""

@@ -14,10 +14,11 @@ from typing import Annotated, Literal
 
 import msgspec
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 PROTOCOL_CHANGES = {
     1: "first version",
     2: "LoadOptions.kv_type may be q8_0; MemoryReport says kv_type",
+    3: "Explain may name a model, Explanation tells of loads; Loaded tells who waits",
 }
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -302,10 +303,23 @@ class LoadedModel(Msg, frozen=True):
     progress: LoadProgress | None = None  # while it loads
 
 
+class WaitingModel(Msg, frozen=True):
+    """A model that somebody waits for."""
+
+    model: ModelSpec
+    options: LoadOptions
+    n_waiting: Count  # requests
+    waited_s: float  # the first of them
+    position: Count  # requests before them
+    reason: str  # "evicting llama3.2:1b", "reading 37 %", ...
+    progress: LoadProgress | None = None  # while it loads
+
+
 class Loaded(Msg, frozen=True):
-    """The scheduler's answer to ListLoaded."""
+    """The scheduler's answer to ListLoaded: what is in memory, and what somebody waits for, in order."""
 
     models: tuple[LoadedModel, ...]
+    waiting: tuple[WaitingModel, ...] = ()
 
 
 class PlanLoad(Msg, frozen=True):
@@ -328,11 +342,61 @@ class LoadPlan(Msg, frozen=True):
 class Explain(Msg, frozen=True):
     """Client -> scheduler: why did you decide what you decided?  Answered by one Explanation."""
 
+    digest: str = ""  # of one model; "": of all
+
+
+class LayoutRound(Msg, frozen=True):
+    """One question to the runner of a load, and what followed from its answer."""
+
+    question: Literal["fit", "alloc"]
+    placement: tuple[LayerPlacement, ...]  # what was asked; none: all on the CPU
+    free_bytes: dict[str, int]  # what the load could count on, by device id
+    backoff: float  # share of each GPU's free memory not counted on
+    outcome: Literal["try", "accept", "evict", "refuse"]
+    reason: str
+
+
+class EvictionCandidate(Msg, frozen=True):
+    """A model in memory, as the choice of victims saw it."""
+
+    name: str
+    idle_s: float
+    reload_s: float  # what its load took
+    held_bytes: dict[str, int]  # by device id
+    cost: float  # seconds of reloading for each second of idleness; the cheapest set leaves
+    is_idle: bool
+    is_pinned: bool
+    is_chosen: bool
+
+
+class EvictionRound(Msg, frozen=True):
+    """One look for room."""
+
+    device: str  # "": a place under max_loaded
+    shortage_bytes: Count
+    candidates: tuple[EvictionCandidate, ...]
+    outcome: str  # "evicted a, b", "waiting for users of c to finish", why nobody could leave
+
+
+class LoadDecision(Msg, frozen=True):
+    """The latest load of a model: what was decided, from which numbers, and how it went."""
+
+    model: ModelSpec
+    options: LoadOptions
+    began_at: float  # seconds since 1970
+    took_s: float  # so far, while the outcome is open
+    outcome: Literal["loading", "loaded", "refused", "cancelled"]
+    message: str  # what it waits for, where it was loaded, or the error
+    devices: tuple[Device, ...]  # as they were at the latest fit
+    rounds: tuple[LayoutRound, ...]
+    evictions: tuple[EvictionRound, ...]
+
 
 class Explanation(Msg, frozen=True):
-    """The latest decisions, oldest first, each with its numbers."""
+    """The latest decisions, oldest first, each with its numbers; and the latest load of each model."""
 
     decisions: tuple[str, ...]
+    loads: tuple[LoadDecision, ...] = ()
 
 
 class Register(Msg, frozen=True):

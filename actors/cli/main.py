@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from actors.cli import listings, manage, memory, run, up
+from actors.cli import listings, manage, memory, run, up, why
 from actors.cli.context import Cli
 from actors.config import Config, HostAddress, load_config, parse_host
 from actors.errors import RuntimeFault
@@ -57,7 +57,7 @@ def root(ctx: click.Context) -> None:
 
 
 for command in (
-    up.up, run.run, listings.list_models, listings.show, listings.ps, memory.plan,
+    up.up, run.run, listings.list_models, listings.show, listings.ps, memory.plan, why.why,
     manage.create, manage.stop, manage.cp, manage.rm,
 ):  # fmt: skip
     root.add_command(command)

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 import trio
@@ -38,12 +38,13 @@ from actors.scheduler.layout import (
 from actors.scheduler.ledger import Ledger
 from actors.scheduler.obituary import death_of
 from actors.scheduler.runners import Runners
-from actors.scheduler.sizes import size_text
+from actors.scheduler.sizes import progress_text, size_text
+from actors.scheduler.story import Story, step_text
 
 N_STEPS_MAX = 64  # of one round; layout's tests show that it ends well before
 CLOSE_S = 15.0  # unmapping a model takes milliseconds; a device may be slower
 
-Others = tuple[tuple[str, str], ...]  # (name, runner id) of the models that hold memory
+Others = tuple[tuple[str, str, bool], ...]  # (name, runner id, is pinned) of the models that hold memory
 
 T = TypeVar("T")
 
@@ -59,6 +60,22 @@ class Means:
     n_thread: int  # threads of a runner where the request names none; 0: one per core that discovery counts
 
 
+class Order(Protocol):
+    """How a load gets along with the others."""
+
+    async def ready(self) -> None:
+        """Until memory that is coming back has come."""
+        ...
+
+    async def may_take(self, devices: frozenset[str]) -> bool:
+        """Wait for its turn on these devices; False if the figures got old meanwhile."""
+        ...
+
+    async def make_room(self, step: Evict) -> None:
+        """Have others leave; afterwards it fits anew.  CapacityError if nobody can."""
+        ...
+
+
 @dataclass(slots=True)
 class Loading:
     """One model on its way into one runner.  The caller stops the runner if this fails."""
@@ -68,10 +85,13 @@ class Loading:
     options: LoadOptions
     runner_id: str
     others: Callable[[], Others]
+    story: Story
     on_progress: Callable[[LoadProgress], None] = lambda progress: None
     on_sized: Callable[[MemoryReport], None] = lambda report: None
-    make_room: Callable[[Evict], Awaitable[None]] | None = None
+    order: Order | None = None  # None: a plan, which waits for nobody
     started: RunnerStarted | None = None
+    outcome: str = ""  # where it was loaded, in words
+    reload_s: float = 0.0  # from the promise of its memory to being ready; 0 until it is
     _progress: LoadProgress = field(default_factory=lambda: LoadProgress(phase="starting"))
     _devices: tuple[Device, ...] = ()  # as they were before this load took anything
     _last_tried: Placement = ()
@@ -101,38 +121,39 @@ class Loading:
             raise death_of(self.model.name, exited, f"while loading ({self.where()})") from gone
 
     async def _load(self, link: Link) -> MemoryReport:
-        placement = await self._place(link)
+        placement, began_s = await self._place(link)
         self._advance(LoadProgress(phase="reading"))
         report = await self._ask(link, Commit())
         self.means.ledger.hold(self.runner_id, report, is_new=True)
-        self._note(
-            f"loaded on {', '.join(f'{part.device} ({len(part.layers)} layers)' for part in placement)}"
-        )
+        self.reload_s = trio.current_time() - began_s
+        self.outcome = _loaded_text(placement)
+        self._note(self.outcome)
         return report
 
-    async def _place(self, link: Link) -> Placement:
-        """Fit, make room while that helps, alloc; what follows is commit."""
-        ledger = self.means.ledger
+    async def _place(self, link: Link) -> tuple[Placement, float]:
+        """Fit, make room while that helps, alloc; the placement, and since when its memory is ours."""
+        ledger, order = self.means.ledger, self.order
+        assert order is not None, "a plan is not loaded"
         while True:
+            await order.ready()
+            n_promises = ledger.n_promises
             # nothing placed means all on the CPU: tells how many layers there are and what each takes
             step, report, policy = await self._round(link, Round.FIT, (), Policy(n_gpu=self.options.n_gpu))
             if isinstance(step, Accept):
+                if not await order.may_take(_devices_of(step.placement)) or ledger.n_promises != n_promises:
+                    continue  # others took memory since: what was accepted may not be there any more
                 # promised from here on, so that nobody else counts on the same bytes
-                ledger.hold(self.runner_id, report, is_new=True)
+                ledger.promise(self.runner_id, report)
+                began_s = trio.current_time()
                 step, report, _ = await self._round(link, Round.ALLOC, step.placement, policy)
                 if isinstance(step, Accept):
                     ledger.hold(self.runner_id, report, is_new=True)
-                    return step.placement
+                    return step.placement, began_s
                 await self._close(link)
-                ledger.drop(self.runner_id)
-            if isinstance(step, Refuse) or self.make_room is None:
-                raise self._refusal(step)
-            await self.make_room(step)
-
-    def _refusal(self, step: Evict | Refuse) -> CapacityError:
-        if isinstance(step, Refuse):
-            return CapacityError(step.message, where="scheduler.layout", mend=step.mend)
-        return CapacityError(step.reason, where="scheduler.layout", mend="unload other models first")
+                ledger.withdraw(self.runner_id)
+            if isinstance(step, Refuse):
+                raise CapacityError(step.message, where="scheduler.layout", mend=step.mend)
+            await order.make_room(step)
 
     async def _plan(self, link: Link) -> LoadPlan:
         devices = self.means.ledger.free()
@@ -169,7 +190,8 @@ class Loading:
             report = await self._ask(link, ask(self.model, self._with_threads(), placement))
             self.on_sized(report)
             step = next_step(self._history(round_, tried, devices, policy), report)
-            self._note(f"{round_.value}: {type(step).__name__.lower()}: {_words(step)}")
+            self.story.round(round_, placement, devices, policy, step)
+            self._note(f"{round_.value}: {type(step).__name__.lower()}: {step_text(step)}")
             if not isinstance(step, Try):
                 return step, report, policy
             if round_ is Round.ALLOC and not report.failure:
@@ -180,10 +202,13 @@ class Loading:
     def _history(
         self, round_: Round, tried: tuple[Placement, ...], devices: tuple[Device, ...], policy: Policy
     ) -> History:
-        held = [(name, self.means.ledger.held_bytes(runner_id)) for name, runner_id in self.others()]
-        others = Counter[str]()
-        for _, by_device in held:
-            others.update(by_device)
+        held: list[tuple[str, dict[str, int]]] = []
+        others = Counter[str]()  # what eviction could win: pinned models stay
+        for name, runner_id, is_pinned in self.others():
+            by_device = self.means.ledger.held_bytes(runner_id)
+            held.append((f"{name} (kept for ever)" if is_pinned else name, by_device))
+            if not is_pinned:
+                others.update(by_device)
         return History(
             name=self.model.name,
             round=round_,
@@ -234,24 +259,21 @@ class Loading:
 
     def where(self) -> str:
         """Phase and percentage, as errors name them."""
-        progress = self._progress
-        if progress.total_bytes == 0:
-            return f"{progress.phase}"
-        return f"{progress.phase}, {100 * progress.done_bytes / progress.total_bytes:.0f} %"
+        return progress_text(self._progress)
 
     def _advance(self, progress: LoadProgress) -> None:
         self._progress = progress
+        self.story.waits(progress_text(progress))
         self.on_progress(progress)
 
     def _note(self, decision: str) -> None:
-        self.means.journal.note(f"{self.model.name} [{self.runner_id}] {decision}")
+        self.means.journal.note(f"{self.model.name} [{self.runner_id}] {decision}", self.model.digest)
 
 
-def _words(step: Accept | Evict | Refuse | Try) -> str:
-    match step:
-        case Evict():
-            return f"{step.reason}; {step.device} lacks {size_text(step.shortage_bytes)}"
-        case Refuse():
-            return f"{step.message}; {step.mend}"
-        case Accept() | Try():
-            return step.reason
+def _devices_of(placement: Placement) -> frozenset[str]:
+    """Where layers live.  What every model takes of the host besides is not worth waiting for."""
+    return frozenset(part.device for part in placement if part.layers)
+
+
+def _loaded_text(placement: Placement) -> str:
+    return f"loaded on {', '.join(f'{part.device} ({len(part.layers)} layers)' for part in placement)}"

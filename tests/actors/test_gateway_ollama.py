@@ -305,7 +305,9 @@ async def test_embedding_models_do_not_chat(rig: Rig) -> None:
 async def test_a_full_queue_is_503_in_ollamas_words(rig: Rig) -> None:
     rig.scheduler.fault = QueueFull("512 wait")
     text = "server busy, please try again.  maximum pending requests exceeded"
-    assert error(await rig.post("/api/chat", CHAT)) == (503, text)
+    answer = await rig.post("/api/chat", CHAT)
+    assert error(answer) == (503, text)
+    assert int(answer.headers["retry-after"]) > 0
 
 
 async def test_a_model_that_does_not_fit_is_500_with_the_numbers_and_what_to_do(rig: Rig) -> None:

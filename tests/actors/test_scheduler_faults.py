@@ -15,7 +15,7 @@ from actors.errors import CapacityError, ModelError, PeerGone, RuntimeFault
 from actors.link import connect
 from actors.protocol import LoadOptions, LoadPlan, PlanLoad, Register
 from actors.runner.host import child
-from actors.scheduler import adoption, dispatch, runners
+from actors.scheduler import adoption, room, runners
 from actors.scheduler.service import Scheduler
 from tests.actors.fake_runner import Script
 from tests.actors.rig import Rig, rig
@@ -50,7 +50,7 @@ async def test_a_crash_while_loading_gives_every_waiter_the_last_words(runtime: 
 
 async def test_a_load_that_goes_silent_is_given_up_naming_where(run_dir: Path) -> None:
     async with rig(run_dir, load_timeout_s=1.0) as runtime:
-        with pytest.raises(RuntimeFault, match=r"stalled: no progress for 1 s \(reading, 37 %\)"):
+        with pytest.raises(RuntimeFault, match=r"stalled: no progress for 1 s \(reading 37 %\)"):
             async with runtime.leased(runtime.model("a", Script(stall_at=0.37))):
                 pass
         await runtime.until_runners(0)
@@ -163,7 +163,7 @@ async def test_a_stopped_scheduler_leaves_its_runners(run_dir: Path) -> None:
 async def test_without_discovery_a_load_is_refused_in_time(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "DEVICES_WAIT_S", 0.2)
+    monkeypatch.setattr(room, "DEVICES_WAIT_S", 0.2)
     async with rig(run_dir) as runtime:
         await runtime.discovery_running.stop()
         fresh = await runtime.start("other", Scheduler(runtime.config))
