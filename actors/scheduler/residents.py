@@ -121,8 +121,11 @@ class Residents:
             del self._by_digest[resident.model.digest]
         self._changes.notify()
 
-    def candidates(self) -> tuple[Candidate, ...]:
-        """Who could leave now or in a while: the ready, the loading, those that wait for a last lease."""
+    def candidates(self, besides: str) -> tuple[Candidate, ...]:
+        """Who could leave for the model of digest `besides`, now or in a while.
+
+        The ready, the loading, and those that wait for their last lease.
+        """
         return tuple(
             Candidate(
                 digest=resident.model.digest,
@@ -134,8 +137,11 @@ class Residents:
                 is_pinned=resident.is_pinned,
             )
             for resident in self
-            if resident.life in (Life.LOADING, Life.READY)
-            or (resident.life is Life.EXPIRING and resident.n_leases)
+            if resident.model.digest != besides
+            and (
+                resident.life in (Life.LOADING, Life.READY)
+                or (resident.life is Life.EXPIRING and resident.n_leases)
+            )
         )
 
     def evict(self, candidate: Candidate, why: str) -> None:

@@ -92,7 +92,7 @@ class Room:
         return len(self._residents) + 1 + self._turns.n_without_place(self._turn) - max_loaded
 
     def _send_off_for_place(self, n_wanted: int, max_loaded: int) -> Awaited:
-        candidates, now_s = self._residents.candidates(), trio.current_time()
+        candidates, now_s = self._residents.candidates(self._group.model.digest), trio.current_time()
         victims = make_place(candidates, n_wanted, now_s)
         why = f"{max_loaded} models are loaded, as many as may be"
         if not victims.stop and not victims.drain:
@@ -123,6 +123,7 @@ class Room:
             return False
         self._turn.wants, self._turn.is_settled = devices, True
         self._turn.closed = frozenset()
+        self._changes.notify()  # others may have waited for this load to know what it needs
         return True
 
     async def make_room(self, step: Evict) -> None:
@@ -146,7 +147,7 @@ class Room:
         self._turn.is_waiting = False
 
     def _send_off_for_room(self, step: Evict) -> Awaited:
-        candidates, now_s = self._residents.candidates(), trio.current_time()
+        candidates, now_s = self._residents.candidates(self._group.model.digest), trio.current_time()
         victims = make_room(candidates, step.device, step.shortage_bytes, now_s)
         if victims is None:
             raise self._no_room(step, candidates)

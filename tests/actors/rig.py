@@ -268,7 +268,7 @@ class Rig:
         """Wait for a gauge of the scheduler."""
 
         async def holds() -> bool:
-            return (await self.gauges())[gauge] == value
+            return (await self.gauges()).get(gauge) == value
 
         await until(holds)
 

@@ -67,12 +67,13 @@ async def test_no_more_loads_than_the_bound_run_at_once(
     monkeypatch.setattr(dispatch, "LOADS_MAX", 2)
     gate = run_dir / "gate"
     models = [sized(runtime, name, 9, gate) for name in "abc"]
-    async with runtime.acquiring(models[0]), runtime.acquiring(models[1]), runtime.acquiring(models[2]) as c:
+    async with runtime.acquiring(models[0]), runtime.acquiring(models[1]):
         await runtime.until_gauge("models_loading", 2)
-        await runtime.until_waiting(models[2], "waiting for other loads: a, b")
-        assert (await runtime.waiting())["c"].position == 2
-        gate.touch()
-        await c.lease()
+        async with runtime.acquiring(models[2]) as third:
+            await runtime.until_waiting(models[2], "waiting for other loads: ")
+            assert (await runtime.waiting())["c"].position == 2
+            gate.touch()
+            await third.lease()
 
 
 async def test_a_load_that_waits_for_room_does_not_hold_up_one_that_fits_elsewhere(runtime: Rig) -> None:
@@ -91,12 +92,13 @@ async def test_who_comes_later_does_not_take_the_room_that_another_waits_for(run
     options = LoadOptions(n_gpu=0)
     async with runtime.acquiring(a, options) as busy:
         await busy.lease()
-        async with runtime.acquiring(b, options) as second, runtime.acquiring(c, options) as third:
+        async with runtime.acquiring(b, options) as second:
             await runtime.until_waiting(b, "waiting for users of a to finish")
-            await runtime.until_waiting(c, "waiting for b, which may need the same memory and came first")
-            await busy.release()
-            await second.lease()
-            await third.lease()
+            async with runtime.acquiring(c, options) as third:
+                await runtime.until_waiting(c, "waiting for b, which may need the same memory and came first")
+                await busy.release()
+                await second.lease()
+                await third.lease()
     assert set(await runtime.loaded()) == {"b", "c"}
 
 
@@ -104,14 +106,15 @@ async def test_two_loads_that_need_the_same_memory_follow_each_other(runtime: Ri
     gate = run_dir / "gate"
     a, b = sized(runtime, "a", 60, gate), sized(runtime, "b", 60)
     options = LoadOptions(n_gpu=0)
-    async with runtime.acquiring(a, options) as first, runtime.acquiring(b, options) as second:
+    async with runtime.acquiring(a, options) as first:
         await first.until_phase("finalising")
-        await runtime.until_waiting(b, "waiting for users of a to finish")
-        gate.touch()
-        await first.lease()
-        await first.release()
-        await second.lease()
-        await runtime.until_loaded("b")
+        async with runtime.acquiring(b, options) as second:
+            await runtime.until_waiting(b, "waiting for users of a to finish")
+            gate.touch()
+            await first.lease()
+            await first.release()
+            await second.lease()
+            await runtime.until_loaded("b")
 
 
 async def test_an_idle_victim_stays_while_a_busy_one_is_awaited(runtime: Rig) -> None:
@@ -126,7 +129,7 @@ async def test_an_idle_victim_stays_while_a_busy_one_is_awaited(runtime: Rig) ->
             async with runtime.leased(b, options) as lease:  # idle and chosen, but still of use
                 assert lease.load_s == 0
         await runtime.until_gauge("queued", 0)
-    assert set(await runtime.loaded()) == {"a", "b"}
+    await runtime.until_loaded("a", "b")
     assert (await runtime.gauges())["evictions_total"] == 0
     assert (await runtime.decision(c)).outcome == "cancelled"
 
@@ -190,7 +193,8 @@ async def test_a_default_of_for_ever_pins_nothing(run_dir: Path) -> None:
 
 async def test_device_memory_of_an_evicted_model_is_awaited_by_measurement(runtime: Rig) -> None:
     a, b = sized(runtime, "a", 900), sized(runtime, "b", 900)
-    runtime.discovery.add("gpu:1", 2000 * MIB, 0)
+    runtime.discovery.set_free(2000 * MIB)
+    runtime.discovery.set_free(0, "gpu:1")
     async with runtime.leased(a):
         runtime.discovery.set_free((GPU_MIB + RESERVE_MIB - 900) * MIB, "gpu:0")
     async with runtime.acquiring(b) as waiting:
@@ -207,7 +211,7 @@ async def test_memory_that_does_not_come_back_is_given_up_with_the_numbers(
 ) -> None:
     monkeypatch.setattr("actors.scheduler.recovery.RECOVERY_S", 0.3)
     a, b = sized(runtime, "a", 900), sized(runtime, "b", 90)
-    runtime.discovery.add("gpu:1", 2000 * MIB, 0)
+    runtime.discovery.set_free(0, "gpu:1")
     async with runtime.leased(a):
         runtime.discovery.set_free((RESERVE_MIB + 100) * MIB, "gpu:0")
     await runtime.unload(a)

@@ -142,10 +142,8 @@ def test_a_listing_says_who_waits_for_how_long_and_why() -> None:
     second = pending.add(waiter("b"), 2.0)
     second.tell(LoadProgress(phase="reading", done_bytes=37, total_bytes=100))
     pending.add(waiter("b"), 3.0)
-    told = [
-        (each.model.name, each.n_waiting, each.waited_s, each.position, each.reason)
-        for each in pending.listing(5.0)
-    ]
+    listing = pending.listing(5.0)
+    told = [(each.model.name, each.n_waiting, each.waited_s, each.position, each.reason) for each in listing]
     assert told == [("a", 1, 4.0, 0, "about to load"), ("b", 2, 3.0, 1, "reading 37 %")]
 
 
