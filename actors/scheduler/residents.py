@@ -104,9 +104,18 @@ class Residents:
             self._lost_at_s[resident.runner_id] = trio.current_time() + LAST_WORDS_S
             self._changes.notify()
 
+    def give_up(self, resident: Resident, fault: RuntimeFault) -> None:
+        """A loaded runner is of no use any more: end its leases with this fault, and end it."""
+        if resident.life in (Life.READY, Life.EXPIRING):
+            self._to_stop.append(resident.runner_id)
+            self._end(resident, fault)
+
     def _lose(self, resident: Resident, exited: RunnerExited | None) -> None:
-        resident.fault = death_of(resident.model.name, exited, "while it was loaded")
-        self._note(resident, f"is gone: {resident.fault.message}")
+        self._end(resident, death_of(resident.model.name, exited, "while it was loaded"))
+
+    def _end(self, resident: Resident, fault: RuntimeFault) -> None:
+        resident.fault = fault
+        self._note(resident, f"is gone: {fault.message}")
         self._remove(resident)
 
     def _note(self, resident: Resident, what: str) -> None:

@@ -24,6 +24,7 @@ from actors.protocol import (
 from actors.scheduler.adoption import Adoption
 from actors.scheduler.changes import Changes
 from actors.scheduler.dispatch import Dispatcher
+from actors.scheduler.health import Health
 from actors.scheduler.journal import Journal
 from actors.scheduler.ledger import Ledger
 from actors.scheduler.life import Life, Resident
@@ -76,6 +77,7 @@ class Scheduler:
             nursery.start_soon(self._watch_devices)
             nursery.start_soon(self._runners.run)
             nursery.start_soon(self._residents.run)
+            nursery.start_soon(Health(self._residents).run)
             task_status.started()
             await self._adoption.settle()
             await self._dispatcher.run()

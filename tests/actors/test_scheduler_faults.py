@@ -15,10 +15,10 @@ from actors.errors import CapacityError, ModelError, PeerGone, RuntimeFault
 from actors.link import connect
 from actors.protocol import LoadOptions, LoadPlan, PlanLoad, Register
 from actors.runner.host import child
-from actors.scheduler import adoption, room, runners
+from actors.scheduler import adoption, health, room, runners
 from actors.scheduler.service import Scheduler
 from tests.actors.fake_runner import Script
-from tests.actors.rig import Rig, rig
+from tests.actors.rig import MIB, Rig, rig
 
 
 @pytest.fixture
@@ -143,6 +143,59 @@ async def test_a_runner_that_was_loading_when_its_scheduler_died_is_stopped(run_
         await runtime.until_runners(1)
         async with scheduler_process(runtime):
             await runtime.until_runners(0)
+
+
+async def test_a_scheduler_killed_in_the_middle_of_an_eviction_finds_what_is_left(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "TERM_S", 1.0)
+    async with rig(run_dir, with_scheduler=False) as runtime:
+        a = runtime.model("a", Script(weight_bytes=20 * MIB, ignore_sigterm=True))
+        b = runtime.model("b", Script(weight_bytes=20 * MIB))
+        async with scheduler_process(runtime) as scheduler:
+            async with runtime.leased(a):
+                pass
+            async with runtime.acquiring(b):
+                await runtime.until_waiting(b, "evicting a")
+                scheduler.kill()
+                await scheduler.wait()
+        async with scheduler_process(runtime):
+            async with runtime.leased(b):
+                await runtime.until_loaded("b")
+            assert (await runtime.gauges())["held_bytes:cpu"] == 60 * MIB
+        await runtime.until_runners(1)
+
+
+async def test_a_scheduler_killed_while_a_load_waits_for_room_lets_everybody_in_again(run_dir: Path) -> None:
+    async with rig(run_dir, with_scheduler=False) as runtime:
+        a, b = (runtime.model(name, Script(weight_bytes=20 * MIB)) for name in "ab")
+        async with scheduler_process(runtime) as scheduler, runtime.acquiring(a) as busy:
+            before = await busy.lease()
+            async with runtime.acquiring(b):
+                await runtime.until_waiting(b, "waiting for users of a to finish")
+                scheduler.kill()
+                await scheduler.wait()
+        async with scheduler_process(runtime):
+            async with runtime.leased(a) as after:
+                assert after.runner_id == before.runner_id
+            await runtime.until_runners(1)  # the one that was fitted for b was stopped
+
+
+async def test_a_runner_that_hangs_is_stopped_and_its_model_loaded_anew(
+    runtime: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "PERIOD_S", 0.05)
+    monkeypatch.setattr(health, "ANSWER_S", 1.0)
+    monkeypatch.setattr(child, "TERM_S", 0.2)
+    model = runtime.model("a")
+    async with runtime.acquiring(model) as asking:
+        first = await asking.lease()
+        os.kill((await runtime.loaded())["a"].runner_pid, signal.SIGSTOP)
+        with pytest.raises(PeerGone, match="a: the runner did not answer within"):
+            await asking.items.receive()
+    async with runtime.leased(model) as second:
+        assert second.runner_id != first.runner_id
+    await runtime.until_runners(1)
 
 
 async def test_a_plan_whose_asker_left_leaves_no_runner(runtime: Rig) -> None:

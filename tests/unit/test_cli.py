@@ -20,6 +20,7 @@ from actors.cli.memory import loaded_text, plan_text
 from actors.cli.repl import Repl
 from actors.cli.tables import clean, table
 from actors.cli.talk import Printer, Settings, summary
+from actors.cli.why import why_text
 from actors.cli.words import go_duration, human_bytes, human_span, human_time, memory_bytes
 from actors.cli.wrap import Wrapper
 from actors.config import Config
@@ -27,7 +28,12 @@ from actors.errors import ModelNotFound, PeerGone, QueueFull, RequestError, Runt
 from actors.protocol import (
     Device,
     DeviceMemory,
+    EvictionCandidate,
+    EvictionRound,
+    Explanation,
     LayerPlacement,
+    LayoutRound,
+    LoadDecision,
     LoadedModel,
     LoadOptions,
     LoadPlan,
@@ -158,6 +164,76 @@ def test_the_table_of_ps(vram: int, expires_at: str, processor: str, until: str)
     assert [cell.strip() for cell in text.splitlines()[1].split("    ") if cell.strip()] == [
         "m:latest", "0123456789ab", "4.7 GB", processor, "4096", until
     ]  # fmt: skip
+
+
+def test_ps_says_how_far_a_load_is_and_who_waits_for_what() -> None:
+    loading = tag("m:latest", expires_at="2026-11-22T12:04:00Z", context_length=4096, status="reading 37 %")
+    waiting = [
+        {"name": "m:latest", "status": "reading 37 %"},
+        {"name": "n:latest", "status": "evicting o:1b", "requests_before": 2},
+    ]
+    rows = [line.split("    ") for line in ps_text([loading], NOW, waiting).splitlines()[1:]]
+    assert [(row[0].strip(), row[-1].strip()) for row in rows] == [
+        ("m:latest", "reading 37 %"),
+        ("n:latest", "evicting o:1b, 2 before it"),
+    ]
+
+
+MIB = 1 << 20
+DECISION = LoadDecision(
+    model=ModelSpec("m:latest", "sha256:m", "/m", 1),
+    options=LoadOptions(n_ctx=2048),
+    began_at=NOW.timestamp() - 90,
+    took_s=1.5,
+    outcome="loaded",
+    message="loaded on gpu:0 (3 layers)",
+    devices=(Device("gpu:0", "cuda", "A card", 2000 * MIB, 1000 * MIB),),
+    rounds=(
+        LayoutRound("fit", (), {"gpu:0": 100 * MIB}, 0.0, "evict", "needs 600 MiB; gpu:0 lacks 500 MiB"),
+        LayoutRound(
+            "alloc", (LayerPlacement("gpu:0", (0, 1, 2)),), {"gpu:0": 1000 * MIB}, 0.1, "accept", "fits"
+        ),
+    ),
+    evictions=(
+        EvictionRound(
+            "gpu:0",
+            500 * MIB,
+            (
+                EvictionCandidate("o:1b", 7.5, 2.0, {"gpu:0": 600 * MIB}, 0.27, True, False, True),
+                EvictionCandidate("p:1b", 0.0, 2.0, {"gpu:0": 600 * MIB}, 9.0, False, False, False),
+                EvictionCandidate("q:1b", 9.0, 2.0, {"gpu:0": 600 * MIB}, 0.2, True, True, False),
+            ),
+            "evicting o:1b",
+        ),
+    ),
+)
+
+
+def test_why_tells_the_figures_the_rounds_and_who_left() -> None:
+    said = why_text(Explanation(("2026-11-22 m:latest took 1.50 s to load",), (DECISION,)), NOW)
+    blocks = [[line.split("    ") for line in block.splitlines()] for block in said.split("\n\n")]
+    cells = [[[cell.strip() for cell in row if cell.strip()] for row in block] for block in blocks]
+    assert cells == [
+        [
+            ["m:latest: loaded after 1.50 s, begun About a minute ago"],
+            ["loaded on gpu:0 (3 layers)"],
+            ["asked for n_ctx 2048"],
+        ],
+        [["DEVICE", "NAME", "FREE", "TOTAL"], ["gpu:0", "A card", "1000.0 MiB", "2.0 GiB"]],
+        [
+            ["ASKED", "LAYERS", "BACKOFF", "THEN", "WHY"],
+            ["fit", "all on cpu", "0%", "evict", "needs 600 MiB; gpu:0 lacks 500 MiB"],
+            ["alloc", "3 on gpu:0", "10%", "accept", "fits"],
+        ],
+        [
+            ["500.0 MiB lacking on gpu:0: evicting o:1b"],
+            ["MODEL", "HOLDS", "IDLE", "RELOAD", "COST"],
+            ["o:1b", "600.0 MiB", "7.5 s", "2.0 s", "0.27", "leaves"],
+            ["p:1b", "600.0 MiB", "busy", "2.0 s", "9", "stays"],
+            ["q:1b", "600.0 MiB", "9.0 s", "2.0 s", "kept for ever", "stays"],
+        ],
+        [["2026-11-22 m:latest took 1.50 s to load"]],
+    ]
 
 
 SHOWN: Json = {
