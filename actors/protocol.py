@@ -350,8 +350,9 @@ class LayoutRound(Msg, frozen=True):
 
     question: Literal["fit", "alloc"]
     placement: tuple[LayerPlacement, ...]  # what was asked; none: all on the CPU
+    n_ctx: Count
     free_bytes: dict[str, int]  # what the load could count on, by device id
-    backoff: float  # share of each GPU's free memory not counted on
+    need_bytes: dict[str, int]  # what the placement takes, by device id
     outcome: Literal["try", "accept", "evict", "refuse"]
     reason: str
 

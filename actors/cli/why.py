@@ -59,7 +59,11 @@ def _load_blocks(load: LoadDecision, now: datetime) -> Iterator[str]:
         ]
         yield table(("DEVICE", "NAME", "FREE", "TOTAL"), rows)
     if load.rounds:
-        yield table(("ASKED", "LAYERS", "BACKOFF", "THEN", "WHY"), [_round_row(each) for each in load.rounds])
+        yield table(
+            ("ASKED", "LAYERS", "CONTEXT", "NEEDS", "OF FREE", "THEN"),
+            [_round_row(each) for each in load.rounds],
+        )
+        yield clean(load.rounds[-1].reason)
     for eviction in load.evictions:
         yield _eviction_text(eviction)
 
@@ -74,7 +78,15 @@ def _asked_text(options: LoadOptions) -> str:
 
 def _round_row(each: LayoutRound) -> tuple[str, ...]:
     layers = ", ".join(f"{len(part.layers)} on {part.device}" for part in each.placement if part.layers)
-    return each.question, layers or "all on cpu", f"{each.backoff:.0%}", each.outcome, each.reason
+    needed = {device: n for device, n in each.need_bytes.items() if n}
+    return (
+        each.question,
+        layers or "all on cpu",
+        str(each.n_ctx),
+        ", ".join(map(memory_bytes, needed.values())),
+        ", ".join(memory_bytes(each.free_bytes.get(device, 0)) for device in needed),
+        each.outcome,
+    )
 
 
 def _eviction_text(eviction: EvictionRound) -> str:

@@ -135,7 +135,8 @@ class Loading:
         ledger, order = self.means.ledger, self.order
         assert order is not None, "a plan is not loaded"
         while True:
-            await order.ready()
+            if self.options.n_gpu != 0:
+                await order.ready()
             n_promises = ledger.n_promises
             # nothing placed means all on the CPU: tells how many layers there are and what each takes
             step, report, policy = await self._round(link, Round.FIT, (), Policy(n_gpu=self.options.n_gpu))
@@ -190,7 +191,7 @@ class Loading:
             report = await self._ask(link, ask(self.model, self._with_threads(), placement))
             self.on_sized(report)
             step = next_step(self._history(round_, tried, devices, policy), report)
-            self.story.round(round_, placement, devices, policy, step)
+            self.story.round(round_.value, placement, devices, report, step)
             self._note(f"{round_.value}: {type(step).__name__.lower()}: {step_text(step)}")
             if not isinstance(step, Try):
                 return step, report, policy

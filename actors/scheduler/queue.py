@@ -66,6 +66,11 @@ class Group:
         self.scope: trio.CancelScope | None = None  # of the task that serves it; cancelled when nobody waits
         self._news: News = Queued(position=0, reason="about to load")
 
+    def join(self, waiter: Waiter) -> None:
+        """One more; it hears at once what the others heard last."""
+        self.waiters.append(waiter)
+        waiter.tell(self._news)
+
     def tell(self, news: News) -> None:
         """The same news to all."""
         self._news = news
@@ -108,7 +113,7 @@ class PendingQueue:
                 mend=f"try again later, or raise OLLAMA_MAX_QUEUE (now {self.max_pending})",
             )
         group = self._joinable(waiter.request, now_s)
-        group.waiters.append(waiter)
+        group.join(waiter)
         return group
 
     def _joinable(self, request: Acquire, now_s: float) -> Group:

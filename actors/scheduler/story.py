@@ -11,11 +11,12 @@ from actors.protocol import (
     LayoutRound,
     LoadDecision,
     LoadOptions,
+    MemoryReport,
     ModelSpec,
 )
 from actors.scheduler.eviction import Candidate, cost
-from actors.scheduler.layout import Accept, Evict, Placement, Policy, Refuse, Round, Step, Try
-from actors.scheduler.sizes import size_text
+from actors.scheduler.layout import Accept, Evict, Placement, Refuse, Step, Try
+from actors.scheduler.sizes import held_by, size_text
 
 N_ROUNDS = 64  # a layout settles well before; a load that waits for room fits again and again
 N_EVICTIONS = 32
@@ -42,16 +43,22 @@ class Story:
         self._message = message
 
     def round(
-        self, question: Round, placement: Placement, devices: Sequence[Device], policy: Policy, step: Step
+        self,
+        question: Literal["fit", "alloc"],
+        placement: Placement,
+        devices: Sequence[Device],
+        report: MemoryReport,
+        step: Step,
     ) -> None:
-        """The runner answered, and this follows."""
+        """The runner answered a question about this placement, and this follows."""
         self._devices = tuple(devices)
         self._rounds.append(
             LayoutRound(
-                question="fit" if question is Round.FIT else "alloc",
+                question=question,
                 placement=placement,
+                n_ctx=report.n_ctx,
                 free_bytes={device.id: device.free_bytes for device in devices},
-                backoff=policy.backoff,
+                need_bytes={device: held.bytes for device, held in held_by(report).items()},
                 outcome=_outcome(step),
                 reason=step_text(step),
             )

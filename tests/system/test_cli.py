@@ -100,8 +100,8 @@ def test_list_shows_the_built_in_model(shell: Shell) -> None:
 
 def test_every_listing_is_json_when_asked(shell: Shell) -> None:
     shell.run("run", "handbook", "")
-    for command in (["list"], ["ps"], ["ps", "--layers"], ["show", "handbook"], ["plan", "handbook"]):
-        assert json.loads(shell.run(*command, "--json").stdout)
+    for command in ("list", "ps", "ps --layers", "show handbook", "plan handbook", "why handbook"):
+        assert json.loads(shell.run(*command.split(), "--json").stdout)
 
 
 def test_show_has_sections_and_parts(shell: Shell) -> None:
@@ -143,6 +143,16 @@ def test_the_layers_of_a_loaded_model_are_shown_and_fit_a_terminal(shell: Shell)
         text = shell.run(*command).stdout
         assert max(map(len, text.splitlines())) <= 80, text
     assert "output" in shell.run("ps", "--layers").stdout
+
+
+def test_why_tells_the_last_load_in_words_and_numbers(shell: Shell) -> None:
+    shell.run("run", "handbook", "")
+    said = shell.run("why", "handbook").stdout
+    assert re.match(r"handbook:latest: loaded after [\d.]+ s, begun .+\nloaded on cpu \(\d+ layers\)", said)
+    assert re.search(r"^cpu +.+ [GM]iB +.+ [GM]iB$", said, re.MULTILINE)
+    assert re.search(r"^alloc +\d+ on cpu +\d+ +[\d.]+ MiB +.+ +accept$", said, re.MULTILINE)
+    assert re.search(r"^handbook:latest at n_ctx \d+ needs .+ free$", said, re.MULTILINE)
+    assert "no-such" in shell.run("why", "no-such-model", rc=1).stderr
 
 
 def test_stop_unloads(shell: Shell) -> None:

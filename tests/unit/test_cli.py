@@ -189,9 +189,17 @@ DECISION = LoadDecision(
     message="loaded on gpu:0 (3 layers)",
     devices=(Device("gpu:0", "cuda", "A card", 2000 * MIB, 1000 * MIB),),
     rounds=(
-        LayoutRound("fit", (), {"gpu:0": 100 * MIB}, 0.0, "evict", "needs 600 MiB; gpu:0 lacks 500 MiB"),
         LayoutRound(
-            "alloc", (LayerPlacement("gpu:0", (0, 1, 2)),), {"gpu:0": 1000 * MIB}, 0.1, "accept", "fits"
+            "fit", (), 2048, {"gpu:0": 100 * MIB}, {"gpu:0": 600 * MIB}, "evict", "gpu:0 lacks 500 MiB"
+        ),
+        LayoutRound(
+            "alloc",
+            (LayerPlacement("gpu:0", (0, 1, 2)),),
+            2048,
+            {"gpu:0": 1000 * MIB},
+            {"gpu:0": 600 * MIB, "cpu": 0},
+            "accept",
+            "600 MiB of 1000 MiB on gpu:0",
         ),
     ),
     evictions=(
@@ -221,10 +229,11 @@ def test_why_tells_the_figures_the_rounds_and_who_left() -> None:
         ],
         [["DEVICE", "NAME", "FREE", "TOTAL"], ["gpu:0", "A card", "1000.0 MiB", "2.0 GiB"]],
         [
-            ["ASKED", "LAYERS", "BACKOFF", "THEN", "WHY"],
-            ["fit", "all on cpu", "0%", "evict", "needs 600 MiB; gpu:0 lacks 500 MiB"],
-            ["alloc", "3 on gpu:0", "10%", "accept", "fits"],
+            ["ASKED", "LAYERS", "CONTEXT", "NEEDS", "OF FREE", "THEN"],
+            ["fit", "all on cpu", "2048", "600.0 MiB", "100.0 MiB", "evict"],
+            ["alloc", "3 on gpu:0", "2048", "600.0 MiB", "1000.0 MiB", "accept"],
         ],
+        [["600 MiB of 1000 MiB on gpu:0"]],
         [
             ["500.0 MiB lacking on gpu:0: evicting o:1b"],
             ["MODEL", "HOLDS", "IDLE", "RELOAD", "COST"],
