@@ -17,7 +17,7 @@ from actors.scheduler.loading import Loading, Means, Others
 from actors.scheduler.queue import Group, PendingQueue, Waiter
 from actors.scheduler.residents import Residents
 from actors.scheduler.reuse import serves
-from actors.scheduler.room import ROOM_WAIT_S, Room, devices_known
+from actors.scheduler.room import ROOM_WAIT_S, Room, Surroundings, devices_known
 from actors.scheduler.runners import new_runner_id
 from actors.scheduler.story import Story
 from actors.scheduler.turns import Turn, Turns
@@ -40,6 +40,7 @@ class Dispatcher:
         self._changes = changes
         self._turns = Turns()
         self.queue = PendingQueue(config.max_queue, defaults)
+        self._around = Surroundings(self._turns, self.queue, residents, means.ledger, means.journal, changes)
         self.n_loads = 0
         self.n_failures = 0
         self.n_cancelled = 0
@@ -152,17 +153,7 @@ class Dispatcher:
 
     async def _loaded(self, group: Group, turn: Turn, story: Story) -> Resident:
         began_s = trio.current_time()
-        room = Room(
-            group,
-            turn,
-            self._turns,
-            self.queue,
-            self._residents,
-            self._means.ledger,
-            self._means.journal,
-            self._changes,
-            story,
-        )
+        room = Room(self._around, group, turn, story)
         await devices_known(self._means.ledger, self._changes)
         await room.place(self.max_loaded)
         resident = Resident(group.model, group.options, new_runner_id(group.model), self._config.keep_alive_s)

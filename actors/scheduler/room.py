@@ -6,6 +6,7 @@ busy model has cost nobody anything.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import trio
 
@@ -48,30 +49,26 @@ class Awaited:
         self.news = news or f"evicting {what}"
 
 
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What every load finds around it."""
+
+    turns: Turns
+    queue: PendingQueue
+    residents: Residents
+    ledger: Ledger
+    journal: Journal
+    changes: Changes
+
+
 class Room:
     """Satisfies `loading.Order`.  One for each load, from its turn's begin to its end."""
 
-    def __init__(
-        self,
-        group: Group,
-        turn: Turn,
-        turns: Turns,
-        queue: PendingQueue,
-        residents: Residents,
-        ledger: Ledger,
-        journal: Journal,
-        changes: Changes,
-        story: Story,
-    ) -> None:
+    def __init__(self, around: Surroundings, group: Group, turn: Turn, story: Story) -> None:
+        self._around = around
         self._group = group
         self._name = group.model.name
         self._turn = turn
-        self._turns = turns
-        self._queue = queue
-        self._residents = residents
-        self._ledger = ledger
-        self._journal = journal
-        self._changes = changes
         self._story = story
         self._gives_up_s: float | None = None  # set when it first waits
 
@@ -81,7 +78,7 @@ class Room:
         No await after the last look, so that the caller can take the place.
         """
         while (n_over := self._n_over(max_loaded())) > 0:
-            leaving = self._residents.leaving()
+            leaving = self._around.residents.leaving()
             awaited = Awaited(_names_of(leaving))
             if n_over > len(leaving):
                 awaited = self._send_off_for_place(n_over - len(leaving), max_loaded())
@@ -89,10 +86,10 @@ class Room:
         self._turn.has_place, self._turn.is_waiting = True, False
 
     def _n_over(self, max_loaded: int) -> int:
-        return len(self._residents) + 1 + self._turns.n_without_place(self._turn) - max_loaded
+        return len(self._around.residents) + 1 + self._around.turns.n_without_place(self._turn) - max_loaded
 
     def _send_off_for_place(self, n_wanted: int, max_loaded: int) -> Awaited:
-        candidates, now_s = self._residents.candidates(self._group.model.digest), trio.current_time()
+        candidates, now_s = self._around.residents.candidates(self._group.model.digest), trio.current_time()
         victims = make_place(candidates, n_wanted, now_s)
         why = f"{max_loaded} models are loaded, as many as may be"
         if not victims.stop and not victims.drain:
@@ -106,13 +103,13 @@ class Room:
 
     async def ready(self) -> None:
         """Until the memory of runners that ended has come back, as readings show, or is late."""
-        while awaited := self._ledger.recovery.pending():
+        while awaited := self._around.ledger.recovery.pending():
             text = "; ".join(map(str, awaited))
             await self._wait(
                 Awaited(text, f"waiting for {text}"), until_s=min(each.until_s for each in awaited)
             )
-            for late in self._ledger.recovery.give_up(trio.current_time()):
-                self._journal.note(f"{self._name} waited in vain for {late}", self._group.model.digest)
+            for late in self._around.ledger.recovery.give_up(trio.current_time()):
+                self._around.journal.note(f"{self._name} waited in vain for {late}", self._group.model.digest)
         self._turn.is_waiting = False
 
     async def may_take(self, devices: frozenset[str]) -> bool:
@@ -123,7 +120,7 @@ class Room:
             return False
         self._turn.wants, self._turn.is_settled = devices, True
         self._turn.closed = frozenset()
-        self._changes.notify()  # others may have waited for this load to know what it needs
+        self._around.changes.notify()  # others may have waited for this load to know what it needs
         return True
 
     async def make_room(self, step: Evict) -> None:
@@ -136,18 +133,18 @@ class Room:
         self._turn.wants = wants
         free_bytes = self._free_bytes(step.device)
         while self._free_bytes(step.device) - free_bytes < step.shortage_bytes:
-            if leaving := self._residents.leaving(step.device):
+            if leaving := self._around.residents.leaving(step.device):
                 self._tell(f"evicting {_names_of(leaving)}")
                 for resident in leaving:
                     await resident.gone.wait()  # bounded: the host's ladder ends in SIGKILL
                 break
             awaited = self._send_off_for_room(step)
-            if not self._residents.leaving(step.device):
+            if not self._around.residents.leaving(step.device):
                 await self._wait(awaited)
         self._turn.is_waiting = False
 
     def _send_off_for_room(self, step: Evict) -> Awaited:
-        candidates, now_s = self._residents.candidates(self._group.model.digest), trio.current_time()
+        candidates, now_s = self._around.residents.candidates(self._group.model.digest), trio.current_time()
         victims = make_room(candidates, step.device, step.shortage_bytes, now_s)
         if victims is None:
             raise self._no_room(step, candidates)
@@ -179,13 +176,15 @@ class Room:
             users = f"users of {_names(victims.drain)} to finish"
             awaited = Awaited(users, f"waiting for {users}")
         if closed - self._turn.closed:
-            self._journal.note(f"{self._name} waits for {awaited.what}: {why}", self._group.model.digest)
+            self._around.journal.note(
+                f"{self._name} waits for {awaited.what}: {why}", self._group.model.digest
+            )
         chosen = {one.digest for one in (*victims.stop, *victims.drain)}
         self._story.eviction(device, shortage_bytes, candidates, chosen, awaited.news, trio.current_time())
         # one that was busy and became idle stays closed, or it would be busy again when the last one is idle
         self._turn.closed = closed | (self._turn.closed & chosen)
         for candidate in victims.stop if not victims.drain else ():
-            self._residents.evict(candidate, why)
+            self._around.residents.evict(candidate, why)
         return awaited
 
     async def _turn_comes(self, wants: frozenset[str]) -> bool:
@@ -193,7 +192,7 @@ class Room:
         has_waited = False
         while True:
             now_s = trio.current_time()
-            ahead = self._turns.ahead(self._turn, wants, now_s)
+            ahead = self._around.turns.ahead(self._turn, wants, now_s)
             if ahead is None:
                 return has_waited
             has_waited = True
@@ -201,7 +200,7 @@ class Room:
             goes_first = f"{ahead.name}, which may need the same memory and came first"
             await self._wait(
                 Awaited(goes_first, f"waiting for {goes_first}"),
-                until_s=self._turns.patience_ends_s(self._turn, now_s),
+                until_s=self._around.turns.patience_ends_s(self._turn, now_s),
             )
 
     async def _wait(self, awaited: Awaited, *, until_s: float = math.inf) -> None:
@@ -211,9 +210,9 @@ class Room:
         self._tell(awaited.news)
         if not self._turn.is_waiting:
             self._turn.is_waiting = True
-            self._changes.notify()  # another load may start in its stead
+            self._around.changes.notify()  # another load may start in its stead
         with trio.CancelScope(deadline=min(self._gives_up_s, until_s)):
-            await self._changes.wait()
+            await self._around.changes.wait()
         if trio.current_time() >= self._gives_up_s:
             raise Busy(
                 f"{self._name} was not loaded: it waited {ROOM_WAIT_S:.0f} s for {awaited.what}",
@@ -223,10 +222,10 @@ class Room:
 
     def _tell(self, reason: str) -> None:
         self._story.waits(reason)
-        self._group.tell(Queued(position=self._queue.position(self._group), reason=reason))
+        self._group.tell(Queued(position=self._around.queue.position(self._group), reason=reason))
 
     def _free_bytes(self, device_id: str) -> int:
-        return next((each.free_bytes for each in self._ledger.free() if each.id == device_id), 0)
+        return next((each.free_bytes for each in self._around.ledger.free() if each.id == device_id), 0)
 
 
 def _names_of(residents: Sequence[Resident]) -> str:
