@@ -30,6 +30,8 @@ N_CTX = (64, 128)
 ANSWER_S = 60.0  # a ceiling for broken builds: loads and answers here take milliseconds
 KILL_EVERY_S = 1.5
 LEFT_S = 30.0
+LASTING = ("gateway", "host", "discovery")  # not killed here: what they open they must close
+FILES_SPARE = 4  # connections that are being made or kept alive at the moment of looking
 SOCKETS = {"discovery.sock", "gateway.sock", "host.sock", "scheduler.sock"}
 
 
@@ -162,19 +164,36 @@ def soak(seconds: float, seed: int) -> Counter[str]:
     """One run in a runtime of its own; what was done, counted."""
     with started(OLLAMA_MAX_LOADED_MODELS=MAX_LOADED) as runtime:
         add_models(runtime)
-        n_files = {actor: _n_files(runtime.pid(actor)) for actor in ("gateway", "host", "discovery")}
+        before = {actor: _open_files(runtime.pid(actor)) for actor in LASTING}
         made = Soak(runtime, seconds, seed)
         made.run()
-        for actor, before in n_files.items():
-            # the links between actors that were restarted come back a moment later
-            runtime.wait_until(
-                lambda actor=actor, before=before: _n_files(runtime.pid(actor)) <= before + 2, 20
-            )
+        for actor in LASTING:
+            _until_no_more_open(runtime, actor, before[actor])
         return made.counts
 
 
-def _n_files(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
+def _until_no_more_open(runtime: Runtime, actor: str, before: Counter[str]) -> None:
+    """The links between actors that were restarted come back a moment later, and idle ones are closed."""
+    after = Counter[str]()
+
+    def is_whole() -> bool:
+        nonlocal after
+        after = _open_files(runtime.pid(actor))
+        return after.total() <= before.total() + FILES_SPARE
+
+    try:
+        runtime.wait_until(is_whole, LEFT_S)
+    except AssertionError as exc:
+        raise AssertionError(f"{actor} has files open: {after - before} more than {before}") from exc
+
+
+def _open_files(pid: int) -> Counter[str]:
+    """Open files by kind: "socket", "pipe", a path."""
+    found = Counter[str]()
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(OSError):  # the folder's own, or one closed meanwhile
+            found[os.readlink(f"/proc/{pid}/fd/{name}").partition(":")[0]] += 1
+    return found
 
 
 if __name__ == "__main__":
