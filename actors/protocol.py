@@ -214,6 +214,12 @@ class LoadProgress(Msg, frozen=True):
     done_bytes: Count = 0
     total_bytes: Count = 0
 
+    def __str__(self) -> str:
+        """Phase and percentage: "reading 37 %"."""
+        if self.total_bytes == 0:
+            return self.phase
+        return f"{self.phase} {100 * self.done_bytes // self.total_bytes} %"
+
 
 class MemoryItem(Msg, frozen=True):
     """One allocation: what the plan says, and what the device gave."""

@@ -87,7 +87,7 @@ def loaded_text(model: LoadedModel, *, is_summed: bool) -> str:
     """The tables of `ps --layers` for one model."""
     blocks = [_head(model.model.name, model.report)]
     if model.progress is not None:
-        blocks.append(f"loading: {model.progress.phase}")
+        blocks.append(f"loading: {model.progress}")
     for device in model.report.devices:
         blocks += [_title(device, ""), _layers(device, is_summed=is_summed, is_measured=True)]
     blocks.append(_sums(model.report, is_measured=True))

@@ -38,7 +38,7 @@ from actors.scheduler.layout import (
 from actors.scheduler.ledger import Ledger
 from actors.scheduler.obituary import death_of
 from actors.scheduler.runners import Runners
-from actors.scheduler.sizes import progress_text, size_text
+from actors.scheduler.sizes import size_text
 from actors.scheduler.story import Story, step_text
 
 N_STEPS_MAX = 64  # of one round; layout's tests show that it ends well before
@@ -260,11 +260,11 @@ class Loading:
 
     def where(self) -> str:
         """Phase and percentage, as errors name them."""
-        return progress_text(self._progress)
+        return str(self._progress)
 
     def _advance(self, progress: LoadProgress) -> None:
         self._progress = progress
-        self.story.waits(progress_text(progress))
+        self.story.waits(str(progress))
         self.on_progress(progress)
 
     def _note(self, decision: str) -> None:

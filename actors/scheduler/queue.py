@@ -9,7 +9,6 @@ from actors.errors import QueueFull, RuntimeFault
 from actors.protocol import Acquire, LoadOptions, LoadProgress, ModelSpec, Queued, WaitingModel
 from actors.scheduler.life import Resident
 from actors.scheduler.reuse import serves
-from actors.scheduler.sizes import progress_text
 
 News = Queued | LoadProgress
 
@@ -86,7 +85,7 @@ class Group:
             n_waiting=len(self.waiters),
             waited_s=now_s - self.since_s,
             position=position,
-            reason=news.reason if isinstance(news, Queued) else progress_text(news),
+            reason=news.reason if isinstance(news, Queued) else str(news),
             progress=news if isinstance(news, LoadProgress) else None,
         )
 

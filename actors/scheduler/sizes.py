@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from actors.protocol import DeviceMemory, LoadProgress, MemoryItem, MemoryReport
+from actors.protocol import DeviceMemory, MemoryItem, MemoryReport
 
 CPU = "cpu"  # the id of host memory in every Devices and MemoryReport
 
@@ -17,13 +17,6 @@ def size_text(n_bytes: int) -> str:
             value = n_bytes / unit
             return f"{value:.1f} {name}" if value < 100 else f"{value:.0f} {name}"
     return f"{n_bytes} B"
-
-
-def progress_text(progress: LoadProgress) -> str:
-    """Phase and percentage: "reading 37 %"."""
-    if progress.total_bytes == 0:
-        return progress.phase
-    return f"{progress.phase} {100 * progress.done_bytes // progress.total_bytes} %"
 
 
 def item_bytes(item: MemoryItem) -> int:

@@ -228,7 +228,8 @@ async def gateway_rig(run_dir: Path, models_dir: Path, **settings: object) -> As
     infos: dict[str, ModelInfo] = {}
 
     async def inspect(request: Request, replies: Replies) -> None:
-        assert isinstance(request, Inspect)
+        if not isinstance(request, Inspect):
+            raise not_understood(request)
         await replies.send(infos.get(Path(request.path).name, INFO))
 
     async with trio.open_nursery() as nursery:
