@@ -237,7 +237,7 @@ async def test_waiters_hear_what_is_evicted_and_how_far_the_load_is(runtime: Rig
 
 async def test_the_latest_load_is_explained_with_candidates_rounds_and_evictions(runtime: Rig) -> None:
     a, b = sized(runtime, "a", 60), sized(runtime, "b", 60)
-    options = LoadOptions(n_gpu=0)
+    options = LoadOptions(n_gpu=0, n_ctx=512)
     async with runtime.leased(a, options), runtime.leased(sized(runtime, "c", 600)):
         pass
     async with runtime.leased(b, options):

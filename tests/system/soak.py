@@ -76,12 +76,17 @@ class Soak:
         with httpx.Client(
             base_url=self._runtime.url, timeout=ANSWER_S, trust_env=False, verify=False
         ) as http:
-            while time.monotonic() < self._ends_s and not self.wrong:
+            while self._goes_on():
                 step = draw.choices((self._ask, self._hang_up, self._unload, self._look), (6, 2, 1, 1))[0]
                 try:
                     step(http, draw)
                 except Exception as exc:  # noqa: BLE001  # whatever it is, it fails the soak
                     self._is_wrong(f"{step.__name__}: {exc!r}")
+
+    def _goes_on(self) -> bool:
+        """Until the time is over, and on a slow machine until there was something to judge by."""
+        is_over = time.monotonic() >= self._ends_s and self.counts["answers"] and self.counts["kills"]
+        return not is_over and not self.wrong
 
     def _ask(self, http: httpx.Client, draw: random.Random) -> None:
         model, n_ctx = draw.choice(MODELS), draw.choice(N_CTX)
@@ -136,9 +141,14 @@ class Soak:
             self.wrong.append(what)
 
     def _killer(self) -> None:
+        """At random, but never twice without an answer between: a slow machine would do nothing but restart."""
         draw = random.Random(self._seed)
-        while (left_s := self._ends_s - time.monotonic()) > 0 and not self.wrong:
-            time.sleep(min(left_s, draw.uniform(0.5, 1.5) * KILL_EVERY_S))
+        n_answers = 0
+        while self._goes_on():
+            time.sleep(draw.uniform(0.5, 1.5) * KILL_EVERY_S)
+            if self.counts["answers"] == n_answers:
+                continue
+            n_answers = self.counts["answers"]
             with suppress(Exception):  # the scheduler may be down already, or the runner gone
                 victims = [*self._runtime.runner_pids(), self._runtime.pid("scheduler")]
                 os.kill(draw.choice(victims), signal.SIGKILL)
