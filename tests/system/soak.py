@@ -141,7 +141,7 @@ class Soak:
             self.wrong.append(what)
 
     def _killer(self) -> None:
-        """At random, but never twice without an answer between: a slow machine would do nothing but restart."""
+        """At random, but never twice without an answer between: a slow machine would only restart."""
         draw = random.Random(self._seed)
         n_answers = 0
         while self._goes_on():
