@@ -52,7 +52,8 @@ class Resident:
         self.n_leases = 0
         self.idle_since_s = 0.0
         self.fault: RuntimeFault | None = None  # why it is gone, if it died
-        self.gone = trio.Event()
+        self.over = trio.Event()  # for its users: the leases end
+        self.gone = trio.Event()  # for those who want its memory
         self._life = Life.LOADING
 
     @property
@@ -66,6 +67,7 @@ class Resident:
             raise RuntimeError(f"{self.model.name}: no move from {self._life.name} to {to.name}")
         self._life = to
         if to is Life.GONE:
+            self.over.set()
             self.gone.set()
 
     def become_ready(self, report: MemoryReport, now_s: float) -> None:

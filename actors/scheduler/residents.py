@@ -67,9 +67,7 @@ class Residents:
     def abandon(self, resident: Resident) -> None:
         """A load that failed or that nobody waits for any more: end its runner."""
         if resident.life is Life.LOADING:
-            resident.move(Life.STOPPING)
-            self._to_stop.append(resident.runner_id)
-        self._changes.notify()
+            self._stop_soon(resident)
 
     def dismiss(self, runner_id: str, why: str) -> None:
         """End a runner that is nobody's."""
@@ -105,17 +103,21 @@ class Residents:
             self._changes.notify()
 
     def give_up(self, resident: Resident, fault: RuntimeFault) -> None:
-        """A loaded runner is of no use any more: end its leases with this fault, and end it."""
-        if resident.life in (Life.READY, Life.EXPIRING):
-            self._to_stop.append(resident.runner_id)
-            self._end(resident, fault)
+        """A loaded runner is of no use any more: end its leases with this fault, then the runner."""
+        self.expire(resident, fault.message)
+        if resident.life is Life.EXPIRING:
+            resident.fault = fault
+            resident.over.set()
+            self._stop_soon(resident)
+
+    def _stop_soon(self, resident: Resident) -> None:
+        resident.move(Life.STOPPING)
+        self._to_stop.append(resident.runner_id)
+        self._changes.notify()
 
     def _lose(self, resident: Resident, exited: RunnerExited | None) -> None:
-        self._end(resident, death_of(resident.model.name, exited, "while it was loaded"))
-
-    def _end(self, resident: Resident, fault: RuntimeFault) -> None:
-        resident.fault = fault
-        self._note(resident, f"is gone: {fault.message}")
+        resident.fault = death_of(resident.model.name, exited, "while it was loaded")
+        self._note(resident, f"is gone: {resident.fault.message}")
         self._remove(resident)
 
     def _note(self, resident: Resident, what: str) -> None:
@@ -199,8 +201,7 @@ class Residents:
             why = "unloaded" if resident.is_unwanted else f"idle for {resident.keep_alive_s:g} s"
             self.expire(resident, why)
         if resident.life is Life.EXPIRING and not resident.n_leases:
-            resident.move(Life.STOPPING)
-            self._to_stop.append(resident.runner_id)
+            self._stop_soon(resident)
         return min(resident.expires_at_s(), lost_at_s)
 
     async def _stop(self, runner_id: str) -> None:

@@ -137,7 +137,7 @@ class Scheduler:
                 load_s=0.0 if was_loaded else trio.current_time() - began_s,
             )
             await replies.send(lease)
-            await news.gone.wait()
+            await news.over.wait()
             raise news.parting()
         finally:
             if waiter.resident is not None:
