@@ -18,7 +18,7 @@ PROTOCOL_VERSION = 3
 PROTOCOL_CHANGES = {
     1: "first version",
     2: "LoadOptions.kv_type may be q8_0; MemoryReport says kv_type",
-    3: "Explain may name a model, Explanation tells of loads; Loaded tells who waits",
+    3: "Explain may name a model, Explanation tells of loads; Loaded tells who waits; Keep",
 }
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -205,6 +205,13 @@ class Commit(Msg, frozen=True):
 
 class Close(Msg, frozen=True):
     """Scheduler -> runner: free everything.  The stream ends when done."""
+
+
+class Keep(Msg, frozen=True):
+    """Scheduler -> runner: remember this, and say it when you register.  The stream ends when it is known."""
+
+    keep_alive_s: float  # that the model stays after its last use; negative: for ever
+    is_pinned: bool = False  # no load of another model makes it leave
 
 
 class LoadProgress(Msg, frozen=True):
@@ -418,6 +425,7 @@ class Register(Msg, frozen=True):
     model: ModelSpec | None = None  # None: nothing committed yet
     options: LoadOptions | None = None
     report: MemoryReport | None = None
+    keep: Keep | None = None  # what the scheduler said last
 
 
 # --- Generating --------------------------------------------------------------------------------------------
@@ -557,6 +565,7 @@ Request = (
     | Alloc
     | Commit
     | Close
+    | Keep
     | Acquire
     | Unload
     | ListLoaded

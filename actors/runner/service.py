@@ -26,6 +26,7 @@ from actors.protocol import (
     Finished,
     Fit,
     Generate,
+    Keep,
     LoadOptions,
     LoadProgress,
     Register,
@@ -81,6 +82,7 @@ class Runner:
             None  # planned last: an Alloc mostly follows for the same file and layout
         )
         self._engine: Engine | None = None
+        self._keep: Keep | None = None  # the scheduler's, kept for the next one
         self._loading = trio.Lock()
         self._engine_nursery: trio.Nursery | None = None
 
@@ -110,6 +112,8 @@ class Runner:
             case Close():
                 async with self._loading:
                     await self._close()
+            case Keep():
+                self._keep = request
             case Generate():
                 await self._generate(request, replies)
             case Tokenize():
@@ -204,6 +208,7 @@ class Runner:
                 model=ready.spec if ready else None,
                 options=ready.options if ready else None,
                 report=ready.report() if ready else None,
+                keep=self._keep,
             )
             async with link.request(message) as stream:
                 async for item in stream:

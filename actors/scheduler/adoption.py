@@ -2,7 +2,7 @@
 
 import trio
 
-from actors.protocol import Register
+from actors.protocol import Keep, Register
 from actors.scheduler.changes import Changes
 from actors.scheduler.journal import Journal
 from actors.scheduler.ledger import Ledger
@@ -80,10 +80,13 @@ class Adoption:
         if self._residents.find(request.model.digest) is not None:
             self._residents.dismiss(request.runner_id, f"{request.model.name} is in another runner")
             return None
-        keep_alive_s = self._keep_alive_s
+        keep = request.keep or Keep(self._keep_alive_s)
+        keep_alive_s = keep.keep_alive_s
         if keep_alive_s >= 0:
             keep_alive_s = max(keep_alive_s, KEEP_LEAST_S)
         resident = Resident(request.model, request.options, request.runner_id, keep_alive_s)
+        resident.is_pinned = keep.is_pinned
+        resident.told = keep
         resident.pid, resident.address = request.pid, request.address
         resident.become_ready(request.report, trio.current_time())
         # not new: the figures that discovery gives since we started have it in them

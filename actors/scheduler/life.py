@@ -12,7 +12,7 @@ import math
 import trio
 
 from actors.errors import RuntimeFault
-from actors.protocol import LoadedModel, LoadOptions, LoadProgress, MemoryReport, ModelSpec
+from actors.protocol import Keep, LoadedModel, LoadOptions, LoadProgress, MemoryReport, ModelSpec
 
 
 class Life(enum.Enum):
@@ -42,6 +42,7 @@ class Resident:
         self.options = options
         self.runner_id = runner_id
         self.keep_alive_s = keep_alive_s  # negative: for ever
+        self.told = Keep(keep_alive_s)  # what its runner knows, or needs no telling: the default
         self.pid = 0
         self.address = ""
         self.report: MemoryReport | None = None  # None until it is ready
@@ -92,6 +93,11 @@ class Resident:
         """One user leaves; the keep-alive starts when the last one does."""
         self.n_leases -= 1
         self.idle_since_s = now_s
+
+    @property
+    def keep(self) -> Keep:
+        """How long it stays, as its runner remembers it."""
+        return Keep(self.keep_alive_s, self.is_pinned)
 
     @property
     def is_idle(self) -> bool:

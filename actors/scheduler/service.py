@@ -31,6 +31,7 @@ from actors.scheduler.life import Life, Resident
 from actors.scheduler.loading import Means
 from actors.scheduler.plans import Plans
 from actors.scheduler.queue import Waiter
+from actors.scheduler.reminders import Reminders
 from actors.scheduler.residents import Residents
 from actors.scheduler.runners import Runners, stall_s
 
@@ -78,6 +79,7 @@ class Scheduler:
             nursery.start_soon(self._runners.run)
             nursery.start_soon(self._residents.run)
             nursery.start_soon(Health(self._residents).run)
+            nursery.start_soon(Reminders(self._residents, self._changes).run)
             task_status.started()
             await self._adoption.settle()
             await self._dispatcher.run()

@@ -23,6 +23,7 @@ from actors.protocol import (
     Commit,
     DeviceMemory,
     Fit,
+    Keep,
     LoadProgress,
     MemoryItem,
     MemoryReport,
@@ -112,6 +113,7 @@ class FakeRunner:
         self._allocated: Alloc | None = None
         self._holds = False
         self._is_ready = False
+        self.keep: Keep | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         task_status.started()
@@ -128,6 +130,7 @@ class FakeRunner:
             model=held.model if held else None,
             options=held.options if held else None,
             report=report_of(held, self._script, allocated=True) if held else None,
+            keep=self.keep,
         )
         async with link.request(message) as items:
             async for item in items:
@@ -168,6 +171,8 @@ class FakeRunner:
                 await self._commit(replies)
             case Close():
                 self._holds = False
+            case Keep():
+                self.keep = request
             case _:
                 raise not_understood(request)
 

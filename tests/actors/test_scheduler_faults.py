@@ -18,6 +18,7 @@ from actors.runner.host import child
 from actors.scheduler import adoption, health, room, runners
 from actors.scheduler.service import Scheduler
 from tests.actors.fake_runner import Script
+from tests.actors.inside import InsideHost
 from tests.actors.rig import MIB, Rig, rig
 
 
@@ -131,6 +132,28 @@ async def test_loaded_models_outlive_a_killed_scheduler(run_dir: Path) -> None:
             assert adopted.expires_in_s is not None
             assert adopted.expires_in_s > 200
             assert "is adopted" in await runtime.why()
+
+
+async def test_a_model_kept_for_ever_is_kept_by_the_next_scheduler_too(run_dir: Path) -> None:
+    async with rig(run_dir, with_scheduler=False, make_host=InsideHost) as runtime:
+        a, b = (runtime.model(name, Script(weight_bytes=20 * MIB)) for name in "ab")
+        first = await runtime.start("scheduler", Scheduler(runtime.config))
+        async with runtime.connected():
+            async with runtime.leased(a, keep_alive_s=-1):
+                pass
+            host = runtime.host
+            assert isinstance(host, InsideHost)
+            while not all(runner.keep for runner in host.runners.values()):
+                await runtime.pause()
+        await first.stop()
+        await runtime.start("scheduler", Scheduler(runtime.config))
+        async with runtime.connected():
+            await runtime.until_loaded("a")
+            assert (await runtime.loaded())["a"].expires_in_s is None
+            with pytest.raises(CapacityError, match="b at n_ctx"):
+                async with runtime.leased(b):
+                    pass
+            await runtime.until_loaded("a")
 
 
 async def test_a_runner_that_was_loading_when_its_scheduler_died_is_stopped(run_dir: Path) -> None:
