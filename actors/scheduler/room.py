@@ -105,9 +105,8 @@ class Room:
         """Until the memory of runners that ended has come back, as readings show, or is late."""
         while awaited := self._around.ledger.recovery.pending():
             text = "; ".join(map(str, awaited))
-            await self._wait(
-                Awaited(text, f"waiting for {text}"), until_s=min(each.until_s for each in awaited)
-            )
+            until_s = min(each.until_s for each in awaited)
+            await self._wait(Awaited(text, f"waiting for {text}"), until_s=until_s, is_short=True)
             for late in self._around.ledger.recovery.give_up(trio.current_time()):
                 self._around.journal.note(f"{self._name} waited in vain for {late}", self._group.model.digest)
         self._turn.is_waiting = False
@@ -201,16 +200,20 @@ class Room:
             await self._wait(
                 Awaited(goes_first, f"waiting for {goes_first}"),
                 until_s=self._around.turns.patience_ends_s(self._turn, now_s),
+                is_short=not ahead.wants,
             )
 
-    async def _wait(self, awaited: Awaited, *, until_s: float = math.inf) -> None:
-        """Until something changed, or `until_s`; Busy when all the waiting took longer than ROOM_WAIT_S."""
+    async def _wait(self, awaited: Awaited, *, until_s: float = math.inf, is_short: bool = False) -> None:
+        """Until something changed, or `until_s`; Busy when all the waiting took longer than ROOM_WAIT_S.
+
+        While it waits another load may start in its stead, unless `is_short`.
+        """
         if self._gives_up_s is None:
             self._gives_up_s = trio.current_time() + ROOM_WAIT_S
         self._tell(awaited.news)
-        if not self._turn.is_waiting:
+        if not self._turn.is_waiting and not is_short:
             self._turn.is_waiting = True
-            self._around.changes.notify()  # another load may start in its stead
+            self._around.changes.notify()
         with trio.CancelScope(deadline=min(self._gives_up_s, until_s)):
             await self._around.changes.wait()
         if trio.current_time() >= self._gives_up_s:
