@@ -39,6 +39,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_queue: Annotated[int, msgspec.Meta(ge=1)] = 512  # that wait for a load, or at a runner; more get 503
     kv_type: KvType = "f16"  # of keys and values; q8_0 is about half of f16
     n_thread: Count = 0  # 0: one per performance core
+    sim_dir: str = ""  # the folder of a machine of simulated accelerators; "": there are none
     cpu_isa: str = ""  # forces the kernels' instruction set; "": the best there is
     max_body_bytes: Annotated[int, msgspec.Meta(ge=1)] = 64 << 20  # of an HTTP request
     group: str = ""  # members of this group may use the sockets too
@@ -110,6 +111,8 @@ def load_config(path: Path | None, environ: Mapping[str, str]) -> Config:
     models_dir = str(values.get("models_dir") or "") or "~/.ollama/models"
     values["models_dir"] = _expand(models_dir, environ)
     values["run_dir"] = _expand(str(values["run_dir"]), environ)
+    if sim_dir := str(values.get("sim_dir") or ""):
+        values["sim_dir"] = _expand(sim_dir, environ)
     try:
         return msgspec.convert(values, Config)
     except msgspec.ValidationError as exc:
@@ -243,6 +246,7 @@ _VARIABLES: Final[Mapping[str, tuple[str, Callable[[str, str], object]]]] = {
     "OLLAMA_ORIGINS": ("origins", _names),
     "OLLAMA_DEBUG": ("log_level", _debug_level),
     "RUNTIME_RUN_DIR": ("run_dir", _text),
+    "RUNTIME_SIM": ("sim_dir", _text),
     "RUNTIME_CPU_ISA": ("cpu_isa", _text),
     "RUNTIME_GROUP": ("group", _text),
     "RUNTIME_LOG_LEVEL": ("log_level", _one_of("debug", "info", "warning", "error")),

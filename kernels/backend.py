@@ -18,10 +18,14 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class OutOfMemory(MemoryError):
-    """A device could not give what was asked; carries the numbers, is caught where a load is answered."""
+    """A device could not give what was asked; carries the numbers, is caught where a load is answered.
 
-    def __init__(self, device: str, n_bytes: int, label: str) -> None:
-        super().__init__(f"{device} could not allocate {n_bytes} bytes for {label}")
+    free_bytes is what the device had then, None where it does not say.
+    """
+
+    def __init__(self, device: str, n_bytes: int, label: str, free_bytes: int | None = None) -> None:
+        free = "" if free_bytes is None else f", {free_bytes} are free"
+        super().__init__(f"{device} could not allocate {n_bytes} bytes for {label}{free}")
         self.device = device
         self.n_bytes = n_bytes
         self.label = label

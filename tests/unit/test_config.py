@@ -76,6 +76,7 @@ def test_a_bad_host_stops_the_start_and_names_the_variable(bad: str) -> None:
         ("OLLAMA_DEBUG", "false", "log_level", "info"),
         ("RUNTIME_LOG_LEVEL", "warning", "log_level", "warning"),
         ("RUNTIME_CPU_ISA", ' "avx2" ', "cpu_isa", "avx2"),
+        ("RUNTIME_SIM", "~/sim", "sim_dir", "/home/u/sim"),
         ("RUNTIME_RUN_DIR", "/run/x", "run_dir", "/run/x"),
     ],
 )
