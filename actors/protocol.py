@@ -14,10 +14,11 @@ from typing import Annotated, Literal
 
 import msgspec
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 PROTOCOL_CHANGES = {
     1: "first version",
     2: "LoadOptions.kv_type may be q8_0; MemoryReport says kv_type",
+    3: "Alloc is answered by LoadProgress items too",
 }
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -191,7 +192,10 @@ class Fit(Msg, frozen=True):
 
 
 class Alloc(Msg, frozen=True):
-    """Scheduler -> runner: allocate everything for this layout, measure.  Answered by one MemoryReport."""
+    """Scheduler -> runner: allocate everything for this layout, measure.
+
+    Answered by LoadProgress items, then one MemoryReport.
+    """
 
     model: ModelSpec
     options: LoadOptions
@@ -203,7 +207,7 @@ class Commit(Msg, frozen=True):
 
 
 class Close(Msg, frozen=True):
-    """Scheduler -> runner: free everything.  The stream ends when done."""
+    """Scheduler -> runner: free everything, a load under way included.  The stream ends when done."""
 
 
 class LoadProgress(Msg, frozen=True):

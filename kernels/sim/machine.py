@@ -16,7 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from kernels.backend import OutOfMemory
+from kernels.backend import CONTEXT
+from kernels.memory import OutOfMemory
 from kernels.sim.state import (
     DEFAULT_CONTEXT_BYTES,
     DEFAULT_GRANULARITY_BYTES,
@@ -161,11 +162,11 @@ class SimMachine:
     def open_context(self, name: str) -> None:
         """A context on a device, once for each process; OutOfMemory says what is free."""
         with self._store.change() as state:
-            device = _device(state, name)
+            device = _device(state, name, 0, CONTEXT)
             is_given = state.give_context(device.id, os.getpid(), _own_start())
             free_bytes = state.free_bytes(device.id)
         if not is_given:
-            raise OutOfMemory(name, device.context_bytes, "its context", free_bytes)
+            raise OutOfMemory(name, device.context_bytes, CONTEXT, f"{free_bytes} are free")
 
     def close_context(self, name: str) -> None:
         """Give back the context and every buffer under it; nothing where there is none, or no device."""
@@ -175,12 +176,12 @@ class SimMachine:
     def allocate(self, name: str, n_bytes: int, label: str) -> int:
         """Bytes given for n_bytes, rounded; OutOfMemory says for what and what is free."""
         with self._store.change() as state:
-            device = _device(state, name)
+            device = _device(state, name, n_bytes, label)
             given_bytes = round_up(n_bytes, device.granularity_bytes)
             is_given = state.give_buffer(device.id, os.getpid(), given_bytes)
             free_bytes = state.free_bytes(device.id)
         if not is_given:
-            raise OutOfMemory(name, n_bytes, label, free_bytes)
+            raise OutOfMemory(name, n_bytes, label, f"{free_bytes} are free")
         return given_bytes
 
     def release(self, name: str, given_bytes: int) -> None:
@@ -194,11 +195,11 @@ def round_up(n_bytes: int, granularity_bytes: int) -> int:
     return -(-n_bytes // granularity_bytes) * granularity_bytes
 
 
-def _device(state: State, name: str) -> SimDevice:
+def _device(state: State, name: str, n_bytes: int, label: str) -> SimDevice:
     try:
         return state.device(name)
     except KeyError as exc:
-        raise OutOfMemory(name, 0, "anything: the device is gone", 0) from exc
+        raise OutOfMemory(name, n_bytes, label, "the device is gone") from exc
 
 
 def _own_start() -> int:

@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from kernels.backend import OutOfMemory
+from kernels.memory import OutOfMemory
 from kernels.sim.machine import SimMachine, round_up
 from kernels.sim.probe import probe
 from kernels.sim.state import Faults, ProbeScript, SimDevice, State, Taking
@@ -55,13 +55,13 @@ def test_another_folder_is_another_machine_and_the_same_folder_the_same(
 def test_no_memory_says_for_what_and_how_much_is_free(machine: SimMachine) -> None:
     machine.open_context("sim:0")
     machine.take("game", "sim:0", 60 * MIB)
-    with pytest.raises(OutOfMemory, match=rf"sim:0 .* {2 * MIB} bytes for cache.3, {MIB} are free"):
+    with pytest.raises(OutOfMemory, match=rf"sim:0 .* {2 * MIB} bytes for cache.3: {MIB} are free"):
         machine.allocate("sim:0", 2 * MIB, "cache.3")
 
 
 def test_a_context_without_room_is_refused(machine: SimMachine) -> None:
     machine.take("game", "sim:0", 62 * MIB)
-    with pytest.raises(OutOfMemory, match="its context"):
+    with pytest.raises(OutOfMemory, match="bytes for context"):
         machine.open_context("sim:0")
     assert machine.holders("sim:0") == ()
 
