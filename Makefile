@@ -10,8 +10,10 @@ NATIVE := $(sort $(wildcard kernels/cpu/*.cpp kernels/cpu/*.hpp kernels/cpu/*.in
 NATIVE_TESTS := $(sort $(wildcard tests/kernels/native/*.?pp))
 BUILD_TOOLS := "scikit-build-core>=0.11" "nanobind>=2.9" "cmake>=3.26" "ninja>=1.11"
 FUZZ_S ?= 600
+LOADS ?= 10000
+SOAK_S ?= 600
 
-.PHONY: help run test setup dev lint format types unit kernels golden actors system faults fuzz-slice fuzz \
+.PHONY: help run test setup dev lint format types unit kernels golden actors system faults fuzz-slice fuzz load-campaign soak \
         sanitize check-native check-neon work-gate bench docs clean
 
 help: ## this list
@@ -109,8 +111,14 @@ sanitize: $(ASAN)/.made ## the kernel tests under AddressSanitizer and UBSan
 	cd $(ASAN) && LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH="$(SITE_PACKAGES)" \
 	  $(abspath $(BIN))/python -S -m pytest -q -p no:cacheprovider tests/kernels
 
+load-campaign: dev ## LOADS random machines and models through the layout search, some minutes
+	LOAD_EXAMPLES=$(LOADS) $(PYTEST) tests/unit/test_load_campaign.py
+
 fuzz: dev ## a long run of the fuzzer, FUZZ_S seconds
 	$(BIN)/python tests/fuzz/fuzz_gguf.py -max_total_time=$(FUZZ_S)
+
+soak: dev ## random use and kills of the real runtime, SOAK_S seconds
+	$(BIN)/python -m tests.system.soak $(SOAK_S)
 
 bench: dev ## measure against the machine's limits and peers; ARGS="--peer llama.cpp=FOLDER", see docs/performance.md
 	$(BIN)/python -m bench $(ARGS)

@@ -26,6 +26,8 @@ from actors.protocol import (
     Chunk,
     Detokenize,
     Devices,
+    Diagnose,
+    Diagnosis,
     Explain,
     Explanation,
     Finished,
@@ -53,6 +55,7 @@ from actors.protocol import (
     Tokenize,
     Tokens,
     Unload,
+    WaitingModel,
 )
 
 T = TypeVar("T", bound=Item)
@@ -190,9 +193,18 @@ class Client:
         request = PlanLoad(model=await self.resolve(name), options=options or LoadOptions())
         return await self._ask("scheduler", request, LoadPlan)
 
+    async def waiting(self) -> tuple[WaitingModel, ...]:
+        """What somebody waits for, and why it takes time."""
+        return (await self._ask("scheduler", ListLoaded(), Loaded)).waiting
+
     async def explain(self) -> tuple[str, ...]:
         """The scheduler's latest decisions with their reasons, oldest first."""
         return (await self._ask("scheduler", Explain(), Explanation)).decisions
+
+    async def why(self, name: str) -> Explanation:
+        """The latest load of a model with all its numbers, and the decisions about it, oldest first."""
+        spec = await self.resolve(name)
+        return await self._ask("scheduler", Explain(digest=spec.digest), Explanation)
 
     async def unload(self, name: str) -> None:
         """Unload a model once nobody uses it."""
@@ -210,6 +222,10 @@ class Client:
         if not isinstance(item, Devices):
             raise RemoteProtocolError(f"discovery answered with {type(item).__name__}", where="client")
         return item
+
+    async def diagnose(self) -> Diagnosis:
+        """What discovery found, what it left out, and why."""
+        return await self._ask("discovery", Diagnose(), Diagnosis)
 
     async def stats(self, actor: str) -> Stats:
         """How an actor is: "gateway", "scheduler", "discovery", "host", or a runner by its name."""

@@ -10,7 +10,8 @@
     │   └── Unsupported          400  sound, but this runtime does not implement it
     ├── RequestError             400  a request that asks for something impossible or malformed
     ├── CapacityError            500  the memory or the devices do not suffice
-    │   └── QueueFull            503  too many wait already
+    │   └── Busy                 503  others use what this needs; come back later
+    │       └── QueueFull        503  too many wait already
     └── PeerGone                 500  the process at the other end went away
 
 Each carries what happened, where, and how to mend it, and knows the HTTP status that a gateway answers with.
@@ -22,12 +23,14 @@ from typing import ClassVar
 class RuntimeFault(Exception):
     """Base of every foreseen error: `message` says what, `where` names the place, `mend` how to put it right.
 
-    `code` is the stable name of the kind, for machines; `http_status` is what the gateway answers.
+    `code` is the stable name of the kind, for machines; `http_status` is what the gateway answers;
+    `retry_after_s` is when asking again may help, 0 where it does not help by itself.
     `str()` gives the message and, where there is one, the mend.
     """
 
     http_status: ClassVar[int] = 500
     code: ClassVar[str] = "runtime_fault"
+    retry_after_s: ClassVar[int] = 0
 
     def __init__(self, message: str, *, where: str = "", mend: str = "") -> None:
         super().__init__(message)
@@ -107,11 +110,19 @@ class CapacityError(RuntimeFault):
     code = "capacity"
 
 
-class QueueFull(CapacityError):
-    """Too many requests wait already; come back later."""
+class Busy(CapacityError):
+    """Others use what this needs; come back later."""
 
     http_status = 503
+    code = "busy"
+    retry_after_s = 30  # whoever was waited for in vain is at it for longer still
+
+
+class QueueFull(Busy):
+    """Too many requests wait already; come back later."""
+
     code = "queue_full"
+    retry_after_s = 5  # a place in a queue is free at the end of the next answer or load
 
 
 class PeerGone(RuntimeFault):

@@ -23,6 +23,22 @@ BACKLOG: Final = 1024
 """Connections that wait while an actor restarts; the kernel cuts it to net.core.somaxconn."""
 
 
+OURS_ALONE: Final = (
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+)
+
+
+def child_environment(environ: Mapping[str, str], **changes: str) -> dict[str, str]:
+    """Ours without what was addressed to us alone (sockets handed down, systemd's notifications)."""
+    kept = {key: value for key, value in environ.items() if key not in OURS_ALONE}
+    return kept | changes
+
+
 def inherited_fds(environ: Mapping[str, str], pid: int) -> dict[str, int]:
     """Descriptors by name; empty when none are for process `pid`.  ConfigError for a broken convention."""
     if environ.get("LISTEN_PID") != str(pid):

@@ -19,6 +19,7 @@ OPTIONS: dict[str, Kind] = {
     "main_gpu": "int",
     "use_mmap": "bool",
     "num_thread": "int",
+    "num_parallel": "int",  # ours: Ollama has it for all models together only
     "draft_num_predict": "int",
     # what decides how the next token is chosen, and when to stop
     "num_keep": "int",

@@ -14,10 +14,13 @@ from typing import Annotated, Literal
 
 import msgspec
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 PROTOCOL_CHANGES = {
     1: "first version",
     2: "LoadOptions.kv_type may be q8_0; MemoryReport says kv_type",
+    3: "Diagnose and MeasureDevices; Device says compute, memory_from, swap_bytes, bytes_per_s, copy_s; "
+    "Devices lists usable ones only; LoadPlan shows contexts; Explain may name a model, Explanation tells of "
+    "loads; Loaded tells who waits; Keep; Alloc is answered by LoadProgress items, too",
 }
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -51,21 +54,38 @@ class Stats(Msg, frozen=True):
 
 
 class SubscribeDevices(Msg, frozen=True):
-    """Scheduler or client -> discovery: one Devices now, another whenever something changes.  Never ends."""
+    """Scheduler or client -> discovery: one Devices now, another whenever something changes.  Never ends.
+
+    After a start the first one waits until all libraries were looked at, or for so long as is sensible.
+    """
+
+
+class MeasureDevices(Msg, frozen=True):
+    """Scheduler or client -> discovery: measure free memory anew.  Answered by one Devices.
+
+    Opens no context on any device.  A device that does not answer in time keeps its last figures.
+    """
 
 
 class Device(Msg, frozen=True):
     """One device.  `is_usable` is False with a reason when runners cannot execute on it."""
 
-    id: str  # "cpu", "GPU-1b2c..." (UUID)
-    library: str  # "cpu", "cuda"
+    id: str  # "cpu"; the device's UUID ("GPU-1b2c..."), else its PCI id, else "cuda:0"
+    library: str  # "cpu", "cuda", "rocm", "sim"
     name: str
     total_bytes: Count
     free_bytes: Count
     is_usable: bool = True
     reason: str = ""
     is_integrated: bool = False
-    pci_id: str = ""
+    pci_id: str = ""  # "0000:01:00.0"
+    compute: str = ""  # "8.6", "gfx1100"
+    # who says what is free: "host" (memory shared with it), "nvml", "amdsmi", "sysfs", "library" (as of the
+    # probe), "sim"
+    memory_from: str = ""
+    swap_bytes: Count = 0  # free swap; of the host only
+    bytes_per_s: float = 0.0  # measured speed of reading its memory; 0: not measured
+    copy_s: float = 0.0  # measured time of a small copy between it and the host; 0: not measured
 
 
 class CpuInfo(Msg, frozen=True):
@@ -78,10 +98,82 @@ class CpuInfo(Msg, frozen=True):
 
 
 class Devices(Msg, frozen=True):
-    """Discovery's answer: what exists and how much memory is free now."""
+    """Discovery's answer: what runners can use and how much memory is free now.
+
+    The host is always listed, since every load needs its memory; `is_usable` says whether kernels run on it.
+    """
 
     cpu: CpuInfo
     devices: tuple[Device, ...]
+
+
+class LibraryReport(Msg, frozen=True):
+    """What the probe of one library found, or why it found nothing.
+
+    found    there are devices; each says whether runners can use it
+    none     nothing there that this library could drive
+    missing  a driver or a Python package is missing; `reason` names it, `mend` says how to get it
+    failed   the probe crashed, hung or spoke rubbish; it is tried again in the background
+    pending  its probe has not answered yet
+    off      not looked at: the settings say so
+    """
+
+    library: str
+    state: Literal["found", "none", "missing", "failed", "pending", "off"]
+    devices: tuple[Device, ...] = ()
+    reason: str = ""
+    mend: str = ""
+    facts: dict[str, str] = {}  # versions of drivers and packages, the kernels' instruction set
+    unchecked: tuple[str, ...] = ()  # ids of devices that are still to be tried, each in its own process
+    next_try_s: float | None = None  # None: nothing is to be tried again
+
+
+class FreeMemory(Msg, frozen=True):
+    """Probe -> discovery, on its standard output: the memory of one device now."""
+
+    id: str
+    total_bytes: Count
+    free_bytes: Count
+
+
+class Diagnose(Msg, frozen=True):
+    """Client -> discovery: what was found, and why not more?  Answered by one Diagnosis.
+
+    Libraries without usable devices are looked at again first, unless `is_cached`.
+    """
+
+    is_cached: bool = False
+
+
+class MemoryLimit(Msg, frozen=True):
+    """A control group that bounds us."""
+
+    path: str
+    limit_bytes: Count
+    used_bytes: Count  # page cache that is given back on demand included
+
+
+class HostReport(Msg, frozen=True):
+    """The host's memory; total and free are cut to the limits."""
+
+    total_bytes: Count
+    free_bytes: Count
+    swap_total_bytes: Count
+    swap_free_bytes: Count
+    limits: tuple[MemoryLimit, ...]  # innermost first
+
+
+class Diagnosis(Msg, frozen=True):
+    """Everything that discovery knows, for people."""
+
+    cpu: CpuInfo
+    host: HostReport
+    devices: tuple[Device, ...]  # usable ones, as in Devices
+    filtered: tuple[Device, ...]  # found, and not offered to the scheduler; each has its reason
+    libraries: tuple[LibraryReport, ...]
+    variables: dict[str, str]  # environment variables that hide or rename devices, as they are set
+    idle_variables: dict[str, str]  # variables that are set and decide nothing, with the reason
+    versions: dict[str, str]  # of the runtime, Python and the system
 
 
 # --- Runner host -------------------------------------------------------------------------------------------
@@ -191,7 +283,10 @@ class Fit(Msg, frozen=True):
 
 
 class Alloc(Msg, frozen=True):
-    """Scheduler -> runner: allocate everything for this layout, measure.  Answered by one MemoryReport."""
+    """Scheduler -> runner: allocate everything for this layout, measure.
+
+    Answered by LoadProgress items, then one MemoryReport.
+    """
 
     model: ModelSpec
     options: LoadOptions
@@ -203,7 +298,14 @@ class Commit(Msg, frozen=True):
 
 
 class Close(Msg, frozen=True):
-    """Scheduler -> runner: free everything.  The stream ends when done."""
+    """Scheduler -> runner: free everything, a load under way included.  The stream ends when done."""
+
+
+class Keep(Msg, frozen=True):
+    """Scheduler -> runner: remember this, and say it when you register.  The stream ends when it is known."""
+
+    keep_alive_s: float  # that the model stays after its last use; negative: for ever
+    is_pinned: bool = False  # no load of another model makes it leave
 
 
 class LoadProgress(Msg, frozen=True):
@@ -212,6 +314,12 @@ class LoadProgress(Msg, frozen=True):
     phase: Literal["starting", "fitting", "allocating", "reading", "finalising"]
     done_bytes: Count = 0
     total_bytes: Count = 0
+
+    def __str__(self) -> str:
+        """Phase and percentage: "reading 37 %"."""
+        if self.total_bytes == 0:
+            return self.phase
+        return f"{self.phase} {100 * self.done_bytes // self.total_bytes} %"
 
 
 class MemoryItem(Msg, frozen=True):
@@ -302,10 +410,23 @@ class LoadedModel(Msg, frozen=True):
     progress: LoadProgress | None = None  # while it loads
 
 
+class WaitingModel(Msg, frozen=True):
+    """A model that somebody waits for."""
+
+    model: ModelSpec
+    options: LoadOptions
+    n_waiting: Count  # requests
+    waited_s: float  # the first of them
+    position: Count  # requests before them
+    reason: str  # "evicting llama3.2:1b", "reading 37 %", ...
+    progress: LoadProgress | None = None  # while it loads
+
+
 class Loaded(Msg, frozen=True):
-    """The scheduler's answer to ListLoaded."""
+    """The scheduler's answer to ListLoaded: what is in memory, and what somebody waits for, in order."""
 
     models: tuple[LoadedModel, ...]
+    waiting: tuple[WaitingModel, ...] = ()
 
 
 class PlanLoad(Msg, frozen=True):
@@ -313,6 +434,17 @@ class PlanLoad(Msg, frozen=True):
 
     model: ModelSpec
     options: LoadOptions
+
+
+class ContextChoice(Msg, frozen=True):
+    """What a context of this length would take, beside the memory that is free now."""
+
+    n_ctx: Count
+    n_offloaded: Count  # layers on GPUs, the output layer among them
+    cache_bytes: Count  # of all sequences, on all devices
+    total_bytes: Count
+    is_full_speed: bool  # every layer that could be on a GPU is; without GPUs: the host holds it
+    is_chosen: bool = False  # what a load takes when nobody names a context; or what was named
 
 
 class LoadPlan(Msg, frozen=True):
@@ -323,16 +455,68 @@ class LoadPlan(Msg, frozen=True):
     devices: tuple[Device, ...]
     fits: bool
     verdict: str  # in words, with the numbers
+    contexts: tuple[ContextChoice, ...] = ()  # the trade of context against memory and speed, shortest first
 
 
 class Explain(Msg, frozen=True):
     """Client -> scheduler: why did you decide what you decided?  Answered by one Explanation."""
 
+    digest: str = ""  # of one model; "": of all
+
+
+class LayoutRound(Msg, frozen=True):
+    """One question to the runner of a load, and what followed from its answer."""
+
+    question: Literal["fit", "alloc"]
+    placement: tuple[LayerPlacement, ...]  # what was asked; none: all on the CPU
+    n_ctx: Count
+    free_bytes: dict[str, int]  # what the load could count on, by device id
+    need_bytes: dict[str, int]  # what the placement takes, by device id
+    outcome: Literal["try", "accept", "evict", "refuse"]
+    reason: str
+
+
+class EvictionCandidate(Msg, frozen=True):
+    """A model in memory, as the choice of victims saw it."""
+
+    name: str
+    idle_s: float
+    reload_s: float  # what its load took
+    held_bytes: dict[str, int]  # by device id
+    cost: float  # seconds of reloading for each second of idleness; the cheapest set leaves
+    is_idle: bool
+    is_pinned: bool
+    is_chosen: bool
+
+
+class EvictionRound(Msg, frozen=True):
+    """One look for room."""
+
+    device: str  # "": a place under max_loaded
+    shortage_bytes: Count
+    candidates: tuple[EvictionCandidate, ...]
+    outcome: str  # "evicted a, b", "waiting for users of c to finish", why nobody could leave
+
+
+class LoadDecision(Msg, frozen=True):
+    """The latest load of a model: what was decided, from which numbers, and how it went."""
+
+    model: ModelSpec
+    options: LoadOptions
+    began_at: float  # seconds since 1970
+    took_s: float  # so far, while the outcome is open
+    outcome: Literal["loading", "loaded", "refused", "cancelled"]
+    message: str  # what it waits for, where it was loaded, or the error
+    devices: tuple[Device, ...]  # as they were at the latest fit
+    rounds: tuple[LayoutRound, ...]
+    evictions: tuple[EvictionRound, ...]
+
 
 class Explanation(Msg, frozen=True):
-    """The latest decisions, oldest first, each with its numbers."""
+    """The latest decisions, oldest first, each with its numbers; and the latest load of each model."""
 
     decisions: tuple[str, ...]
+    loads: tuple[LoadDecision, ...] = ()
 
 
 class Register(Msg, frozen=True):
@@ -347,6 +531,7 @@ class Register(Msg, frozen=True):
     model: ModelSpec | None = None  # None: nothing committed yet
     options: LoadOptions | None = None
     report: MemoryReport | None = None
+    keep: Keep | None = None  # what the scheduler said last
 
 
 # --- Generating --------------------------------------------------------------------------------------------
@@ -478,6 +663,8 @@ class Models(Msg, frozen=True):
 Request = (
     GetStats
     | SubscribeDevices
+    | MeasureDevices
+    | Diagnose
     | SpawnRunner
     | StopRunner
     | WatchRunners
@@ -486,6 +673,7 @@ Request = (
     | Alloc
     | Commit
     | Close
+    | Keep
     | Acquire
     | Unload
     | ListLoaded
@@ -502,6 +690,7 @@ Request = (
 Item = (
     Stats
     | Devices
+    | Diagnosis
     | RunnerStarted
     | RunnerExited
     | ModelInfo

@@ -19,6 +19,7 @@ from actors.errors import PeerGone, RuntimeFault
 from actors.protocol import (
     Chunk,
     Devices,
+    Explanation,
     Finished,
     Generate,
     LoadedModel,
@@ -27,6 +28,7 @@ from actors.protocol import (
     ModelSpec,
     Sampling,
     Stats,
+    WaitingModel,
 )
 
 T = TypeVar("T")
@@ -136,9 +138,17 @@ class SyncClient:
         """The exact memory that a load would take, without loading."""
         return self.call(lambda: self._client.plan(name, options))
 
+    def waiting(self) -> tuple[WaitingModel, ...]:
+        """What somebody waits for, and why it takes time."""
+        return self.call(lambda: self._client.waiting())
+
     def explain(self) -> tuple[str, ...]:
         """The scheduler's latest decisions with their reasons, oldest first."""
         return self.call(lambda: self._client.explain())
+
+    def why(self, name: str) -> Explanation:
+        """The latest load of a model with all its numbers, and the decisions about it, oldest first."""
+        return self.call(lambda: self._client.why(name))
 
     def unload(self, name: str) -> None:
         """Unload a model once nobody uses it."""

@@ -4,7 +4,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from actors.protocol import LoadOptions, ModelSpec
-from actors.runner.devices import open_backends
+from actors.runner.devices import HOST, open_host
 from actors.runner.model import Model
 from bench.case import Skipped
 from bench.files import ModelFile
@@ -18,11 +18,11 @@ def opened(file: ModelFile, n_ctx: int, n_parallel: int, n_threads: int, isa: st
     spec = ModelSpec(file.path.stem, "sha256:0", str(file.path), file.n_bytes)
     n_batch = max(1, min(N_BATCH, n_ctx))
     options = LoadOptions(n_ctx=n_ctx, n_batch=n_batch, n_thread=n_threads, n_parallel=n_parallel)
-    model = Model.open(spec, options, (), open_backends(isa, n_threads))
+    model = Model.open(spec, options, (), {HOST: open_host(isa, n_threads)})
     try:
         if not model.allocate():
             raise Skipped(f"no memory for a context of {n_ctx} positions by {n_parallel} sequences")
-        model.load(lambda _done_bytes, _total_bytes: None)
+        model.load()
         yield model
     finally:
         model.close()

@@ -62,9 +62,9 @@ def fill_cache(model: Model) -> None:
     """Random keys and values in place of computed ones: a long context costs its reading, not its making."""
     rng = np.random.default_rng(0)
     for state in model.states.values():
-        bits = np.frombuffer(rng.bytes(len(state)), np.uint16)
+        bits = np.frombuffer(rng.bytes(state.n_bytes), np.uint16)
         # f16: random sign and mantissa, magnitude 0.5 to 1
-        state[:] = ((bits & np.uint16(0x83FF)) | np.uint16(14 << 10)).view(np.uint8)
+        state.upload(((bits & np.uint16(0x83FF)) | np.uint16(14 << 10)).view(np.uint8))
 
 
 def _run(model: Model, depths: Sequence[int], n_tokens: int) -> float:

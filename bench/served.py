@@ -155,14 +155,19 @@ async def _stream(process: trio.Process, socket: trio.Path) -> trio.SocketStream
 
 async def _load(link: Link, file: ModelFile, options: LoadOptions) -> MemoryReport:
     spec = ModelSpec(file.path.stem, "sha256:0", str(file.path), file.n_bytes)
-    report = await link.ask(Alloc(spec, options, ()), MemoryReport)
+    report = await _report(link, Alloc(spec, options, ()))
     if report.failure:
         raise RuntimeError(f"the runner refused {file.path.name}: {report.failure}")
-    async with link.request(Commit()) as stream:
+    return await _report(link, Commit())
+
+
+async def _report(link: Link, request: Alloc | Commit) -> MemoryReport:
+    """What a part of a load ends with, after its progress."""
+    async with link.request(request) as stream:
         async for item in stream:
             if isinstance(item, MemoryReport):
                 return item
-    raise RuntimeFault("a commit ended without a report", where="runner")
+    raise RuntimeFault(f"{type(request).__name__} ended without a report", where="runner")
 
 
 async def _first_token(link: Link) -> None:

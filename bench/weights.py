@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from kernels.backend import Bytes
 from kernels.cpu import _cpu
 from kernels.dtype import DType
+from kernels.memory import Bytes
 
 CHUNK_BYTES = 32 << 20
 SAMPLE_N = 1 << 16

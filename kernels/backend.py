@@ -1,54 +1,21 @@
-"""What a device must be able to do for a plan to run on it.  `reference` and `cpu` satisfy it.
+"""What a device must be able to do for a plan to run on it.  `reference`, `cpu` and `sim` satisfy it.
 
 A backend is one device's memory and kernels.  It never allocates while a program runs: everything comes from
 buffers made by `allocate` before, whose sizes the plan knows.
+
+Making a backend takes nothing of its device.  `open` makes what the device's library takes for a process
+before the first buffer (a context), `close` gives that back.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from kernels.memory import Allocations, Buffer, Memory
 from kernels.ops.op import Op
 from kernels.tensor import Bounds, Tensor
 
-Bytes = npt.NDArray[np.uint8]
-
-
-class OutOfMemory(MemoryError):
-    """A device could not give what was asked; carries the numbers, is caught where a load is answered."""
-
-    def __init__(self, device: str, n_bytes: int, label: str) -> None:
-        super().__init__(f"{device} could not allocate {n_bytes} bytes for {label}")
-        self.device = device
-        self.n_bytes = n_bytes
-        self.label = label
-
-
-@dataclass(slots=True)
-class Allocations:
-    """Counters of one device's allocator."""
-
-    n_allocations: int = 0
-    asked_bytes: int = 0  # alive now, as asked
-    given_bytes: int = 0  # alive now, as the device rounds it
-    high_water_bytes: int = 0
-    by_label: dict[str, int] = field(default_factory=dict[str, int])
-
-
-class Buffer(Protocol):
-    """Device memory: `array` is its host view where the device has one."""
-
-    @property
-    def array(self) -> Bytes:
-        """[n_bytes] u8, writable, without a copy."""
-        ...
-
-    def free(self) -> None:
-        """Give the memory back; the second call does nothing."""
-        ...
+CONTEXT = "context"  # the label of what `open` takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +23,9 @@ class Binding:
     """Everything a segment needs: its ops in order and the memory behind each of their tensors."""
 
     ops: Sequence[Op]
-    memory: Mapping[Tensor, Bytes]  # at bound size; weights may be read-only views of the mapped file
+    memory: Mapping[Tensor, Memory]  # at bound size; weights may be read-only views of the mapped file
     bounds: Bounds
-    workspace: Bytes
+    workspace: Memory
 
 
 class Segment(Protocol):
@@ -78,6 +45,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def is_host(self) -> bool:
+        """Whether its memory is the host's: buffers are HostMemory, weights are used in the mapped file."""
+        ...
+
+    @property
     def alignment(self) -> int:
         """Byte alignment of every tensor in an arena."""
         ...
@@ -85,6 +57,23 @@ class Backend(Protocol):
     @property
     def allocations(self) -> Allocations:
         """Counters of the allocator, live."""
+        ...
+
+    @property
+    def context_bytes(self) -> int:
+        """What `open` is expected to take of the device."""
+        ...
+
+    def held_bytes(self) -> int:
+        """What the device itself says this process holds of it: buffers, context, libraries."""
+        ...
+
+    def open(self) -> None:
+        """Make the context, once; OutOfMemory, labelled CONTEXT, when there is no room for it."""
+        ...
+
+    def close(self) -> None:
+        """Give the context back, once all buffers are freed; nothing where there is none."""
         ...
 
     def refuses(self, op: Op) -> str | None:
@@ -100,7 +89,7 @@ class Backend(Protocol):
         ...
 
     def allocate(self, n_bytes: int, label: str) -> Buffer:
-        """Memory filled with zeros; OutOfMemory when there is none."""
+        """Memory filled with zeros on an open device; OutOfMemory when there is none."""
         ...
 
     def bind(self, binding: Binding) -> Segment:

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from kernels.backend import Bytes, Segment
+from kernels.backend import Segment
 from kernels.dtype import DType
+from kernels.memory import Bytes, Memory, host_array
 from kernels.ops.op import Array
 from kernels.tensor import Bounds, Sym, Tensor
 
@@ -32,16 +33,17 @@ class Executable:
     def __init__(
         self,
         segments: Sequence[Segment],
-        inputs: Mapping[str, tuple[Tensor, Bytes]],
-        outputs: Mapping[str, tuple[Tensor, Bytes]],
+        inputs: Mapping[str, tuple[Tensor, Memory]],
+        outputs: Mapping[str, tuple[Tensor, Memory]],
         bounds: Bounds,
     ) -> None:
+        """Inputs and outputs lie in host memory; a plan has them copied where they are used or made."""
         self._segments = segments
         self._inputs = {
-            name: (t, memory[: t.n_bytes(bounds)].view(NUMPY_TYPES[t.dtype]))
+            name: (t, host_array(memory)[: t.n_bytes(bounds)].view(NUMPY_TYPES[t.dtype]))
             for name, (t, memory) in inputs.items()
         }
-        self._outputs = outputs
+        self._outputs = {name: (t, host_array(memory)) for name, (t, memory) in outputs.items()}
         self._bounds = bounds
 
     @property

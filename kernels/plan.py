@@ -1,5 +1,8 @@
 """A program bound to devices: which op runs where, which bytes each value occupies, what has to be copied.
 
+Inputs arrive and outputs leave on the host, where `placement.input` is; a value that another device reads is
+copied there before its first reader, through the host's memory where neither device is the host.
+
 `plan()` is a pure function of the program, the placement and the bounds; it allocates nothing, so its memory
 figures are what `fit` answers.  `Plan.bind()` turns it into an `Executable` over memory that exists.
 
@@ -7,16 +10,18 @@ Offsets are found greedily, largest value first, each at the lowest place that i
 (the "greedy by size" strategy of arXiv:2001.03288).  Values that are never alive together share bytes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain, groupby
 
-from kernels.backend import Backend, Binding, Bytes
+from kernels.backend import Backend, Binding, Segment
 from kernels.executable import Executable
+from kernels.memory import Memory
 from kernels.ops.copy import Copy
 from kernels.ops.op import Op
 from kernels.program import Program
 from kernels.tensor import Bounds, Role, Tensor
+from kernels.transfer import Transfer
 
 
 class PlanError(ValueError):
@@ -25,7 +30,7 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The device of each layer 0..n_layer (the output layer last), and of the input side."""
+    """The device of each layer 0..n_layer (the output layer last), and of the input side, which is a host."""
 
     layers: tuple[str, ...]
     input: str
@@ -54,6 +59,7 @@ class Plan:
     program: Program
     bounds: Bounds
     steps: tuple[Step, ...]
+    outputs: Mapping[str, Tensor]  # where the host reads each
     homes: Mapping[Tensor, str]  # device of every input, value and state
     offsets: Mapping[Tensor, int]  # of every input and value in its home's arena
     weights: tuple[tuple[Tensor, str], ...]
@@ -68,9 +74,9 @@ class Plan:
     def bind(
         self,
         backends: Mapping[str, Backend],
-        graphs: Mapping[str, Bytes],
-        weights: Mapping[tuple[str, str], Bytes],
-        states: Mapping[str, Bytes],
+        graphs: Mapping[str, Memory],
+        weights: Mapping[tuple[str, str], Memory],
+        states: Mapping[str, Memory],
     ) -> Executable:
         """Compile for memory that exists.
 
@@ -78,73 +84,118 @@ class Plan:
         """
         memory = {t: states[t.name] for t in self.program.states.values()}
         for tensor, offset in self.offsets.items():
-            memory[tensor] = graphs[self.homes[tensor]][offset : offset + tensor.n_bytes(self.bounds)]
-        segments = [
-            backends[device].bind(
-                self._binding(device, [s.op for s in steps], memory, graphs[device], weights)
-            )
-            for device, steps in groupby(self.steps, key=lambda step: step.device)
-        ]
+            memory[tensor] = graphs[self.homes[tensor]].part(offset, tensor.n_bytes(self.bounds))
+        segments: list[Segment] = []
+        for device, steps in groupby(self.steps, key=lambda s: "" if isinstance(s.op, Copy) else s.device):
+            ops = [step.op for step in steps]
+            if device:
+                binding = self._binding(device, ops, memory, graphs[device], weights)
+                segments.append(backends[device].bind(binding))
+            else:
+                copies = [op for op in ops if isinstance(op, Copy)]
+                segments.append(Transfer([(op, memory[op.x], memory[op.out]) for op in copies]))
         inputs = {name: (t, memory[t]) for name, t in self.program.inputs.items() if t in memory}
-        outputs = {name: (t, memory[t]) for name, t in self.program.outputs.items()}
+        outputs = {name: (t, memory[t]) for name, t in self.outputs.items()}
         return Executable(segments, inputs, outputs, self.bounds)
 
     def _binding(
         self,
         device: str,
         ops: Sequence[Op],
-        memory: Mapping[Tensor, Bytes],
-        graph: Bytes,
-        weights: Mapping[tuple[str, str], Bytes],
+        memory: Mapping[Tensor, Memory],
+        graph: Memory,
+        weights: Mapping[tuple[str, str], Memory],
     ) -> Binding:
         used = {t: memory[t] for op in ops for t in (*op.reads, *op.writes) if t in memory}
         used |= {t: weights[t.name, device] for op in ops for t in op.reads if t.role is Role.WEIGHT}
-        start = self.arena_bytes[device]
-        return Binding(ops, used, self.bounds, graph[start : start + self.workspace_bytes[device]])
+        workspace = graph.part(self.arena_bytes[device], self.workspace_bytes[device])
+        return Binding(ops, used, self.bounds, workspace)
 
 
 def plan(program: Program, placement: Placement, backends: Mapping[str, Backend], bounds: Bounds) -> Plan:
     """Place, copy, lay out.  PlanError when a device refuses an op."""
-    placed = [Step(op, placement.device_of(op.layer)) for op in program.ops]
-    for step in placed:
-        refusal = backends[step.device].refuses(step.op)
+    return plans(program, placement, backends, [bounds])[0]
+
+
+def plans(
+    program: Program, placement: Placement, backends: Mapping[str, Backend], bounds: Sequence[Bounds]
+) -> list[Plan]:
+    """A plan for each of these bounds, all with the same steps.  PlanError when a device refuses an op."""
+    route = _Route(program, placement, backends)
+    for op in program.ops:
+        device = placement.device_of(op.layer)
+        refusal = backends[device].refuses(op)
         if refusal is not None:
-            raise PlanError(
-                f"{type(step.op).__name__} in layer {step.op.layer}: {step.device} says {refusal}"
-            )
-    homes = {t: placement.device_of(t.layer) for t in program.states.values()}
-    homes |= dict.fromkeys(program.inputs.values(), placement.input)
-    steps = _with_copies(placed, homes)
+            raise PlanError(f"{type(op).__name__} in layer {op.layer}: {device} says {refusal}")
+        route.add(op, device)
+    outputs = {name: route.to_host(tensor) for name, tensor in program.outputs.items()}
+    steps, homes = tuple(route.steps), route.homes
     weights = dict.fromkeys((t, s.device) for s in steps for t in s.op.reads if t.role is Role.WEIGHT)
-    offsets, arena = _lay_out(program, steps, homes, backends, bounds)
-    workspace = dict.fromkeys(backends, 0)
+    lives = _lifetimes(outputs.values(), steps)
+    made: list[Plan] = []
+    for limit in bounds:
+        offsets, arena = _lay_out(lives, len(steps), homes, backends, limit)
+        workspace = _workspace_bytes(steps, backends, limit)
+        made.append(Plan(program, limit, steps, outputs, homes, offsets, tuple(weights), arena, workspace))
+    return made
+
+
+def _workspace_bytes(
+    steps: Sequence[Step], backends: Mapping[str, Backend], bounds: Bounds
+) -> dict[str, int]:
+    """Scratch of each device: what the hungriest of its kernels needs."""
+    needed = dict.fromkeys(backends, 0)
     for step in steps:
-        needed = backends[step.device].workspace_bytes(step.op, bounds)
-        workspace[step.device] = max(workspace[step.device], needed)
-    return Plan(program, bounds, tuple(steps), homes, offsets, tuple(weights), arena, workspace)
+        if not isinstance(step.op, Copy):  # which no kernel does
+            n_bytes = backends[step.device].workspace_bytes(step.op, bounds)
+            needed[step.device] = max(needed[step.device], n_bytes)
+    return needed
 
 
-def _with_copies(placed: Sequence[Step], homes: dict[Tensor, str]) -> list[Step]:
-    """Insert a copy before the first reader on each other device; extends `homes`."""
-    copies: dict[tuple[Tensor, str], Tensor] = {}
-    steps: list[Step] = []
-    for step in placed:
+class _Route:
+    """Steps so far, and on which device each input, value and state is."""
+
+    def __init__(self, program: Program, placement: Placement, backends: Mapping[str, Backend]) -> None:
+        self.steps: list[Step] = []
+        self.homes = {t: placement.device_of(t.layer) for t in program.states.values()}
+        self.homes |= dict.fromkeys(program.inputs.values(), placement.input)
+        self._n_layer = program.n_layer
+        self._host = placement.input
+        self._are_hosts = {device: backend.is_host for device, backend in backends.items()}
+        self._copies: dict[tuple[Tensor, str], Tensor] = {}
+        if not self._are_hosts[self._host]:
+            raise PlanError(f"inputs arrive on the host, which {self._host} is not")
+
+    def add(self, op: Op, device: str) -> None:
+        """Append an op, and before it the copies of what it reads."""
         moved: dict[Tensor, Tensor] = {}
-        for tensor in step.op.reads:
-            if tensor.role is Role.WEIGHT or homes[tensor] == step.device:
+        for tensor in op.reads:
+            if tensor.role is Role.WEIGHT or self.homes[tensor] == device:
                 continue
             if tensor.role is Role.STATE:
-                raise PlanError(f"state {tensor.name} lives on {homes[tensor]}, its reader on {step.device}")
-            key = (tensor, step.device)
-            if key not in copies:
-                copies[key] = replace(tensor, name=f"{tensor.name}@{step.device}", role=Role.VALUE)
-                homes[copies[key]] = step.device
-                steps.append(Step(Copy(step.op.layer, tensor, copies[key]), step.device))
-            moved[tensor] = copies[key]
-        op = _substitute(step.op, moved) if moved else step.op
-        homes |= {t: step.device for t in op.writes if t.role is not Role.STATE}
-        steps.append(Step(op, step.device))
-    return steps
+                raise PlanError(f"state {tensor.name} lives on {self.homes[tensor]}, its reader on {device}")
+            moved[tensor] = self._on(tensor, device, op.layer)
+        self.homes |= {t: device for t in op.writes if t.role is not Role.STATE}
+        self.steps.append(Step(_substitute(op, moved) if moved else op, device))
+
+    def to_host(self, tensor: Tensor) -> Tensor:
+        """An output where the host can read it."""
+        if self._are_hosts[self.homes[tensor]]:
+            return tensor
+        return self._on(tensor, self._host, self._n_layer)
+
+    def _on(self, tensor: Tensor, device: str, layer: int) -> Tensor:
+        """The tensor on a device it was not made on, copied there once."""
+        key = (tensor, device)
+        if key not in self._copies:
+            source = tensor
+            if not (self._are_hosts[self.homes[tensor]] or self._are_hosts[device]):
+                source = self._on(tensor, self._host, layer)
+            copy = replace(tensor, name=f"{tensor.name}@{device}", role=Role.VALUE)
+            self._copies[key] = copy
+            self.homes[copy] = device
+            self.steps.append(Step(Copy(layer, source, copy), device))
+        return self._copies[key]
 
 
 def _substitute(op: Op, moved: Mapping[Tensor, Tensor]) -> Op:
@@ -157,21 +208,18 @@ def _substitute(op: Op, moved: Mapping[Tensor, Tensor]) -> Op:
 
 
 def _lay_out(
-    program: Program,
-    steps: Sequence[Step],
+    lives: Mapping[Tensor, range],
+    n_steps: int,
     homes: Mapping[Tensor, str],
     backends: Mapping[str, Backend],
     bounds: Bounds,
 ) -> tuple[dict[Tensor, int], dict[str, int]]:
     """Byte offset of every input and value in its device's arena, and the arenas' sizes."""
-    lives = _lifetimes(program, steps)
     offsets: dict[Tensor, int] = {}
     arena = dict.fromkeys(backends, 0)
     # settled tensors by the steps at which they are alive: most values live for a few steps, so that looking
     # there for rivals stays near-linear in the number of values
-    alive: dict[str, list[list[Tensor]]] = {
-        device: [[] for _ in range(len(steps) + 2)] for device in backends
-    }
+    alive: dict[str, list[list[Tensor]]] = {device: [[] for _ in range(n_steps + 2)] for device in backends}
     size = {t: t.n_bytes(bounds) for t in lives}
     for tensor in sorted(lives, key=lambda t: -size[t]):
         device = homes[tensor]
@@ -190,7 +238,7 @@ def _lay_out(
     return offsets, arena
 
 
-def _lifetimes(program: Program, steps: Sequence[Step]) -> dict[Tensor, range]:
+def _lifetimes(outputs: Collection[Tensor], steps: Sequence[Step]) -> dict[Tensor, range]:
     """Steps during which a tensor's bytes are taken: from its writing until after its last reader."""
     first: dict[Tensor, int] = {}
     last: dict[Tensor, int] = {}
@@ -203,5 +251,5 @@ def _lifetimes(program: Program, steps: Sequence[Step]) -> dict[Tensor, range]:
                 first[tensor] = -1  # written before the first step
             if tensor in first:
                 last[tensor] = index
-    last |= dict.fromkeys(program.outputs.values(), len(steps))
+    last |= dict.fromkeys(outputs, len(steps))
     return {t: range(first[t], last[t] + 1) for t in first}

@@ -5,11 +5,12 @@ Slow, exact, and everywhere: it judges the other backends, and the runtime works
 
 import numpy as np
 
-from kernels.backend import Allocations, Binding, Bytes, OutOfMemory
+from kernels.backend import Binding
 from kernels.dtype import DType
 from kernels.executable import view
+from kernels.host import HostBuffer, private_bytes
+from kernels.memory import Allocations, OutOfMemory, host_array
 from kernels.ops.attention import Attention, StoreKV, attention_ref, store_kv_ref
-from kernels.ops.copy import Copy
 from kernels.ops.gate import SwiGLU, swiglu_ref
 from kernels.ops.matmul import Matmul, matmul_ref
 from kernels.ops.norm import RmsNorm, rms_norm_ref
@@ -20,28 +21,7 @@ from kernels.ops.rows import Rows, rows_ref
 from kernels.tensor import Bounds, Role, Tensor, shape_of
 
 ALIGNMENT = 64
-KNOWN_OPS = (Rows, RmsNorm, Matmul, Rope, StoreKV, Attention, SwiGLU, Copy)
-
-
-class ReferenceBuffer:
-    """Host memory, counted."""
-
-    def __init__(self, array: Bytes, label: str, counters: Allocations) -> None:
-        self.array = array
-        self._label = label
-        self._counters = counters
-        self._is_freed = False
-
-    def free(self) -> None:
-        """Give the memory back."""
-        if self._is_freed:
-            return
-        self._is_freed = True
-        n_bytes = self.array.nbytes
-        self._counters.asked_bytes -= n_bytes
-        self._counters.given_bytes -= n_bytes
-        self._counters.by_label[self._label] -= n_bytes
-        self.array = np.empty(0, np.uint8)
+KNOWN_OPS = (Rows, RmsNorm, Matmul, Rope, StoreKV, Attention, SwiGLU)
 
 
 class ReferenceBackend:
@@ -58,9 +38,29 @@ class ReferenceBackend:
         return self._name
 
     @property
+    def is_host(self) -> bool:
+        """Numpy computes on the host's memory."""
+        return True
+
+    @property
     def alignment(self) -> int:
         """Byte alignment of tensors."""
         return ALIGNMENT
+
+    @property
+    def context_bytes(self) -> int:
+        """Nothing is opened."""
+        return 0
+
+    def held_bytes(self) -> int:
+        """The process's own memory."""
+        return private_bytes()
+
+    def open(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to do."""
 
     def refuses(self, op: Op) -> str | None:
         """Everything with a reference runs."""
@@ -75,18 +75,12 @@ class ReferenceBackend:
         """Nothing is rounded."""
         return n_bytes
 
-    def allocate(self, n_bytes: int, label: str) -> ReferenceBuffer:
+    def allocate(self, n_bytes: int, label: str) -> HostBuffer:
         """Zeroed host memory; OutOfMemory over the capacity it was made with."""
         used = self.allocations.given_bytes
         if self._capacity_bytes is not None and used + n_bytes > self._capacity_bytes:
             raise OutOfMemory(self._name, n_bytes, label)
-        counters = self.allocations
-        counters.n_allocations += 1
-        counters.asked_bytes += n_bytes
-        counters.given_bytes += n_bytes
-        counters.high_water_bytes = max(counters.high_water_bytes, counters.given_bytes)
-        counters.by_label[label] = counters.by_label.get(label, 0) + n_bytes
-        return ReferenceBuffer(np.zeros(n_bytes, np.uint8), label, counters)
+        return HostBuffer(np.zeros(n_bytes, np.uint8), n_bytes, label, self.allocations)
 
     def bind(self, binding: Binding) -> "ReferenceSegment":
         """Nothing to compile."""
@@ -124,8 +118,6 @@ class ReferenceSegment:
                 self._attend(op, values)
             case SwiGLU():
                 self._write(op.out, values, swiglu_ref(self._f32(op.gate, values), self._f32(op.up, values)))
-            case Copy():
-                self._raw(op.out, values)[...] = self._raw(op.x, values)
             case _:
                 raise TypeError(f"no reference for {type(op).__name__}")
 
@@ -142,7 +134,7 @@ class ReferenceSegment:
         self._write(op.out, values, attention_ref(q, k_state, v_state, tables, rows, n_visible, op))
 
     def _raw(self, tensor: Tensor, values: Bounds) -> Array:
-        return view(self._binding.memory[tensor], tensor, values)
+        return view(host_array(self._binding.memory[tensor]), tensor, values)
 
     def _i32(self, tensor: Tensor, values: Bounds) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
         return self._raw(tensor, values).astype(np.int32, copy=False)
@@ -152,7 +144,8 @@ class ReferenceSegment:
         if tensor.role is Role.WEIGHT and tensor.dtype is not DType.F32:
             shape = shape_of(tensor.shape, values)
             n_elements = int(np.prod(shape))
-            return dequantize(self._binding.memory[tensor], tensor.dtype, n_elements).reshape(shape)
+            raw = host_array(self._binding.memory[tensor])
+            return dequantize(raw, tensor.dtype, n_elements).reshape(shape)
         return self._raw(tensor, values).astype(np.float32, copy=False)
 
     def _write(self, out: Tensor, values: Bounds, value: F32) -> None:

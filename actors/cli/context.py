@@ -37,18 +37,18 @@ class Cli:
         """Whether a runtime's sockets are on this machine, so that the socket protocol can be spoken."""
         return Path(self.config.run_dir, "scheduler.sock").exists()
 
-    def ask(self, question: Callable[[Client], Awaitable[T]]) -> T:
+    def ask(self, question: Callable[[Client], Awaitable[T]], within_s: float = ANSWER_S) -> T:
         """Ask the runtime something over its sockets; PeerGone if it is not there or does not answer."""
-        return trio.run(self._ask, question)
+        return trio.run(self._ask, question, within_s)
 
-    async def _ask(self, question: Callable[[Client], Awaitable[T]]) -> T:
+    async def _ask(self, question: Callable[[Client], Awaitable[T]], within_s: float) -> T:
         try:
-            with trio.fail_after(ANSWER_S):
+            with trio.fail_after(within_s):
                 async with open_client(self.config.run_dir, name="cli") as client:
                     return await question(client)
         except trio.TooSlowError as exc:
             raise PeerGone(
-                f"the runtime did not answer within {ANSWER_S:g} s", where="cli", mend="see its log"
+                f"the runtime did not answer within {within_s:g} s", where="cli", mend="see its log"
             ) from exc
 
 

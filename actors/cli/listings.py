@@ -75,22 +75,25 @@ def ps(cli: Cli, layers: bool, is_summed: bool, is_json: bool) -> None:
     if is_json:
         say_json(answer)
     else:
-        click.echo(ps_text(answer["models"] or (), datetime.now(UTC)))
+        click.echo(ps_text(answer["models"] or (), datetime.now(UTC), answer.get("waiting") or ()))
 
 
-def ps_text(models: Iterable[Json], now: datetime) -> str:
-    """The table of `ps`."""
-    rows = [
+def ps_text(models: Iterable[Json], now: datetime, waiting: Iterable[Json] = ()) -> str:
+    """The table of `ps`: what is in memory, then what waits to be; UNTIL says how far that is."""
+    shown = list(models)
+    rows: list[tuple[str, ...]] = [
         (
             model["name"],
             model["digest"][:ID_CHARS],
             human_bytes(model["size"]),
             _processor(model["size"], model.get("size_vram", 0)),
             str(model.get("context_length", 0)),
-            _until(datetime.fromisoformat(model["expires_at"]), now),
+            model.get("status") or _until(datetime.fromisoformat(model["expires_at"]), now),
         )
-        for model in models
+        for model in shown
     ]
+    loading = {model["name"] for model in shown if model.get("status")}
+    rows += [(each["name"], "", "", "", "", _wait(each)) for each in waiting if each["name"] not in loading]
     return table(("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"), rows, terminal_width())
 
 
@@ -101,6 +104,11 @@ def _processor(size_bytes: int, vram_bytes: int) -> str:
         return "100% GPU"
     gpu = round(100 * vram_bytes / size_bytes)
     return f"{100 - gpu}%/{gpu}% CPU/GPU"
+
+
+def _wait(waiting: Json) -> str:
+    before = int(waiting.get("requests_before", 0))
+    return f"{waiting['status']}, {before} before it" if before else str(waiting["status"])
 
 
 def _until(moment: datetime, now: datetime) -> str:

@@ -9,10 +9,11 @@ from rich.progress import BarColumn, DownloadColumn, Progress, Task, TaskID, Tex
 from rich.text import Text
 
 from actors.cli.context import Cli
+from actors.cli.tables import clean
 from actors.cli.talk import Settings, load
 from actors.client import open_client
 from actors.errors import RuntimeFault
-from actors.protocol import LoadedModel, LoadProgress
+from actors.protocol import LoadProgress, WaitingModel
 
 LOOK_EVERY_S = 0.1  # a bar that moves less often looks stuck
 
@@ -26,7 +27,9 @@ def load_with_progress(cli: Cli, settings: Settings) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), _Amount(binary_units=True))
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(f"loading {settings.model}", total=None)
-        _while_watching(cli, lambda model: _show(progress, task, model), lambda: load(cli.http, settings))
+        _while_watching(
+            cli, settings.model, lambda wait: _show(progress, task, wait), lambda: load(cli.http, settings)
+        )
 
 
 class _Amount(DownloadColumn):
@@ -37,13 +40,15 @@ class _Amount(DownloadColumn):
         return Text() if task.total is None else super().render(task)
 
 
-def _while_watching(cli: Cli, show: Callable[[LoadedModel], None], work: Callable[[], object]) -> None:
-    """Do the work on this thread, while another shows the model that is loading; needs the sockets for it."""
+def _while_watching(
+    cli: Cli, name: str, show: Callable[[WaitingModel], None], work: Callable[[], object]
+) -> None:
+    """Do the work on this thread, while another shows what the model waits for; needs the sockets for it."""
     if not cli.is_local:
         work()
         return
     done = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(cli, show, done), name="progress", daemon=True)
+    watcher = threading.Thread(target=_watch, args=(cli, name, show, done), name="progress", daemon=True)
     watcher.start()
     try:
         work()
@@ -52,13 +57,14 @@ def _while_watching(cli: Cli, show: Callable[[LoadedModel], None], work: Callabl
         watcher.join(timeout=1.0)
 
 
-def _watch(cli: Cli, show: Callable[[LoadedModel], None], done: threading.Event) -> None:
+def _watch(cli: Cli, name: str, show: Callable[[WaitingModel], None], done: threading.Event) -> None:
     async def look() -> None:
         async with open_client(cli.config.run_dir, name="cli") as client:
+            digest = (await client.resolve(name)).digest
             while not done.is_set():
-                for model in await client.loaded():
-                    if model.progress is not None:
-                        show(model)
+                for wait in await client.waiting():
+                    if wait.model.digest == digest:
+                        show(wait)
                 await trio.sleep(LOOK_EVERY_S)
 
     try:
@@ -67,13 +73,12 @@ def _watch(cli: Cli, show: Callable[[LoadedModel], None], done: threading.Event)
         return  # the load itself tells of anything that matters; this is only the picture of it
 
 
-def _show(progress: Progress, task: TaskID, model: LoadedModel) -> None:
-    state: LoadProgress | None = model.progress
-    if state is None:
-        return
+def _show(progress: Progress, task: TaskID, wait: WaitingModel) -> None:
+    state = wait.progress or LoadProgress(phase="starting")
+    before = f"{wait.position} requests before it; " if wait.position else ""
     progress.update(
         task,
-        description=f"{state.phase} {model.model.name}",
+        description=f"{wait.model.name}: {before}{clean(wait.reason)}",
         completed=state.done_bytes,
         total=state.total_bytes or None,
     )

@@ -5,9 +5,9 @@ import sys
 
 import click
 
-from actors.cli import listings, manage, memory, run, up
+from actors.cli import doctor, listings, manage, memory, run, up, why
 from actors.cli.context import Cli
-from actors.config import Config, HostAddress, load_config, parse_host
+from actors.config import http_address, load_config
 from actors.errors import RuntimeFault
 from actors.version import VERSION
 
@@ -50,25 +50,17 @@ class Commands(click.Group):
 def root(ctx: click.Context) -> None:
     """A local LLM runtime: your GGUF models, served like Ollama and OpenAI do.
 
-    OLLAMA_HOST says where the runtime is (127.0.0.1:11434 if unset).
+    RUNTIME_HOST, else OLLAMA_HOST, says where the runtime is (127.0.0.1:11434 if unset).
     """
     config = load_config(None, os.environ)
-    ctx.obj = Cli(config=config, url=client_url(config, os.environ.get("OLLAMA_HOST", "")))
+    ctx.obj = Cli(config=config, url=http_address(config, os.environ).url)
 
 
 for command in (
-    up.up, run.run, listings.list_models, listings.show, listings.ps, memory.plan,
-    manage.create, manage.stop, manage.cp, manage.rm,
+    up.up, run.run, listings.list_models, listings.show, listings.ps, memory.plan, why.why,
+    manage.create, manage.stop, manage.cp, manage.rm, doctor.doctor,
 ):  # fmt: skip
     root.add_command(command)
-
-
-def client_url(config: Config, ollama_host: str) -> str:
-    """Where to find the runtime; scheme and path are in OLLAMA_HOST only."""
-    text = ollama_host.strip().strip("\"'").strip()
-    if text:
-        return parse_host(text).url
-    return HostAddress("http", config.host, config.port, "").url
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ from actors.cli.context import Cli, pass_cli, say_json
 from actors.cli.tables import clean, table
 from actors.cli.words import memory_bytes
 from actors.protocol import (
+    ContextChoice,
     DeviceMemory,
     LoadedModel,
     LoadOptions,
@@ -20,6 +21,7 @@ from actors.protocol import (
 )
 
 Row = tuple[str, ...]
+CPU = "cpu"  # the id of host memory
 
 
 @click.command()
@@ -78,16 +80,38 @@ def plan_text(name: str, answer: LoadPlan, *, is_summed: bool) -> str:
                 )
             ),
             _sums(answer.report, is_measured=False),
+            *([_contexts(answer)] if answer.contexts else []),
             clean(answer.verdict),
         ]
     )
+
+
+def _contexts(answer: LoadPlan) -> str:
+    """The trade: what each context takes, and whether the model would still run at full speed."""
+    has_gpus = any(device.id != CPU and device.is_usable for device in answer.devices)
+    header: Row = ("CONTEXT", "GPU LAYERS", "CACHE", "TOTAL", "FULL SPEED")
+    if not has_gpus:
+        header = ("CONTEXT", "CACHE", "TOTAL", "FITS")
+
+    def row(choice: ContextChoice) -> Row:
+        layers = (f"{choice.n_offloaded} of {answer.report.n_layer + 1}",) if has_gpus else ()
+        verdict = "yes" if choice.is_full_speed else "no"
+        sizes = (memory_bytes(choice.cache_bytes), memory_bytes(choice.total_bytes))
+        return (
+            str(choice.n_ctx),
+            *layers,
+            *sizes,
+            f"{verdict}, taken" if choice.is_chosen else verdict,
+        )
+
+    return table(header, [row(choice) for choice in answer.contexts])
 
 
 def loaded_text(model: LoadedModel, *, is_summed: bool) -> str:
     """The tables of `ps --layers` for one model."""
     blocks = [_head(model.model.name, model.report)]
     if model.progress is not None:
-        blocks.append(f"loading: {model.progress.phase}")
+        blocks.append(f"loading: {model.progress}")
     for device in model.report.devices:
         blocks += [_title(device, ""), _layers(device, is_summed=is_summed, is_measured=True)]
     blocks.append(_sums(model.report, is_measured=True))

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO
@@ -16,6 +16,7 @@ from rich.console import Console
 
 from actors.cli.context import Cli
 from actors.errors import PeerGone
+from actors.settings import SETTINGS, bad_value, clean
 
 READY_S = 60.0  # processes start in about a second; a cold disk or a busy machine takes many
 LOOK_EVERY_S = 0.1
@@ -25,43 +26,51 @@ LOG_LINES = 15
 COMMAND = (sys.executable, "-m", "actors.supervisor")
 
 
+def setting_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """A flag for every setting; its help names the variables that set it, too."""
+    for setting in reversed(SETTINGS):
+        text = f"{setting.meaning} [{setting.default}]  ({setting.names})"
+        command = click.option(setting.flag, setting.key, metavar=setting.metavar, help=text)(command)
+    return command
+
+
 @click.command()
 @click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A TOML file with settings; else actor-runtime/config.toml in ~/.config, if there is one.",
+    help="A TOML file with settings; else actor-runtime/config.toml in ~/.config, if there is one."
+    "  (RUNTIME_CONFIG)",
 )
-@click.option(
-    "--host", metavar="HOST[:PORT]", help="Where to serve HTTP; else OLLAMA_HOST, else 127.0.0.1:11434."
-)
-def up(config: Path | None, host: str | None) -> None:
+@setting_flags
+def up(config: Path | None, **flags: str | None) -> None:
     """Start the runtime, and keep it running until Ctrl-C.
 
-    \b
-    Settings come from a TOML file and from the environment:
-      OLLAMA_HOST               where to serve HTTP               127.0.0.1:11434
-      OLLAMA_MODELS             the model library                 ~/.ollama/models
-      OLLAMA_KEEP_ALIVE         how long models stay loaded       5m
-      OLLAMA_LOAD_TIMEOUT       a load without progress ends      5m
-      OLLAMA_CONTEXT_LENGTH     positions one sequence may use    4096
-      OLLAMA_NUM_PARALLEL       sequences of one model at once    4
-      OLLAMA_MAX_LOADED_MODELS  models in memory                  3 per device
-      OLLAMA_MAX_QUEUE          requests that may wait            512
-      OLLAMA_KV_CACHE_TYPE      f16, f32 or q8_0                  f16
-      OLLAMA_ORIGINS            more web origins, with commas
-      RUNTIME_CONFIG            the TOML file
-      RUNTIME_RUN_DIR           where the sockets are
-      RUNTIME_CPU_ISA           forces an instruction set
-      RUNTIME_LOG_LEVEL         debug, info, warning, error       info
+    Settings come from a TOML file, from environment variables and from flags. A flag wins over a RUNTIME_
+    variable, that over Ollama's variable, and that over the file. A value that cannot be used stops the
+    start. Below, each flag is followed by its default and its variables; a key of the file is a flag's name
+    with _ for -, and with _s behind spans of time and _bytes behind sizes.
     """
     if config is not None:
         os.environ["RUNTIME_CONFIG"] = str(config)
-    if host is not None:
-        os.environ["OLLAMA_HOST"] = host
+    os.environ.update(flag_variables(flags))
     # the supervisor takes our place: its signals and its standard error are the user's own
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(COMMAND[0], COMMAND)
+
+
+def flag_variables(flags: Mapping[str, str | None]) -> dict[str, str]:
+    """The variables that hand flags (by key) on to the actors; ConfigError names a flag that is wrong."""
+    variables: dict[str, str] = {}
+    for setting in SETTINGS:
+        text = flags.get(setting.key)
+        if text is None:
+            continue
+        if not (text := clean(text)):
+            raise bad_value(setting.flag, "", "expected a value")
+        setting.parse(setting.flag, text)
+        variables[setting.variable] = text
+    return variables
 
 
 @contextmanager

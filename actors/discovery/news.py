@@ -22,4 +22,4 @@ def is_news(told: Devices | None, now: Devices) -> bool:
 
 
 def _fixed(devices: Iterable[Device]) -> list[Device]:
-    return [msgspec.structs.replace(device, free_bytes=0) for device in devices]
+    return [msgspec.structs.replace(device, free_bytes=0, swap_bytes=0) for device in devices]

@@ -9,7 +9,7 @@ taking from it, also while the answer is written.  That is `Exchange.watch`.
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 import trio
@@ -140,20 +140,29 @@ class Exchange:
 
     # --- answering
 
-    async def reply(self, value: object, status: int = 200) -> None:
+    async def reply(
+        self, value: object, status: int = 200, headers: Mapping[bytes, bytes] | None = None
+    ) -> None:
         """Answer with one JSON value."""
-        await self.reply_bytes(msgspec.json.encode(value), "application/json; charset=utf-8", status)
+        body = msgspec.json.encode(value)
+        await self.reply_bytes(body, "application/json; charset=utf-8", status, headers)
 
     async def reply_text(self, text: str, status: int = 200) -> None:
         """Answer with plain text."""
         await self.reply_bytes(text.encode(), "text/plain; charset=utf-8", status)
 
-    async def reply_bytes(self, body: bytes, media_type: str = "", status: int = 200) -> None:
+    async def reply_bytes(
+        self,
+        body: bytes,
+        media_type: str = "",
+        status: int = 200,
+        headers: Mapping[bytes, bytes] | None = None,
+    ) -> None:
         """Answer with a body of known length; no media type: an empty one."""
-        headers = [(b"content-length", str(len(body)).encode())]
+        about = [(b"content-length", str(len(body)).encode())]
         if media_type:
-            headers.append((b"content-type", media_type.encode()))
-        await self._start(status, headers)
+            about.append((b"content-type", media_type.encode()))
+        await self._start(status, [*about, *(headers or {}).items()])
         await self._write(body, is_last=True)
 
     async def push(self, value: object) -> None:
@@ -176,7 +185,8 @@ class Exchange:
             await self.push(self.dialect.error(fault))
             await self.finish()
         else:
-            await self.reply(self.dialect.error(fault), fault.http_status)
+            retry = {b"retry-after": str(fault.retry_after_s).encode()} if fault.retry_after_s else {}
+            await self.reply(self.dialect.error(fault), fault.http_status, retry)
 
     async def _open_stream(self) -> None:
         if not self.is_started:

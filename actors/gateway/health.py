@@ -6,6 +6,7 @@ from actors.errors import RuntimeFault
 from actors.gateway.exchange import Exchange
 from actors.gateway.leases import Leases
 from actors.gateway.metrics import MEDIA_TYPE, Metrics
+from actors.gateway.peers import Peers
 
 READY_S = 1.0  # a scheduler that takes longer to say what is loaded is not ready
 
@@ -13,9 +14,10 @@ READY_S = 1.0  # a scheduler that takes longer to say what is loaded is not read
 class Health:
     """The handlers."""
 
-    def __init__(self, metrics: Metrics, leases: Leases) -> None:
+    def __init__(self, metrics: Metrics, leases: Leases, peers: Peers) -> None:
         self._metrics = metrics
         self._leases = leases
+        self._peers = peers
 
     async def live(self, exchange: Exchange) -> None:
         """GET /livez: 200 as long as anything is answered."""
@@ -34,5 +36,6 @@ class Health:
         await exchange.reply({"status": "unavailable", "reason": f"no scheduler within {READY_S:.0f} s"}, 503)
 
     async def metrics(self, exchange: Exchange) -> None:
-        """GET /metrics: Prometheus' text format."""
-        await exchange.reply_bytes(self._metrics.exposition(), MEDIA_TYPE)
+        """GET /metrics: our own and the other actors', in Prometheus' text format."""
+        others = await self._peers.exposition()
+        await exchange.reply_bytes(self._metrics.exposition() + others, MEDIA_TYPE)

@@ -102,7 +102,7 @@ async def _wait_lease(items: ItemStream) -> Lease:
             case Lease():
                 return item
             case Queued():
-                log.debug("waiting at place %d: %s", item.position, item.reason)
+                log.debug("%d before it; %s", item.position, item.reason)
             case LoadProgress():
                 log.debug("loading: %s, %d of %d bytes", item.phase, item.done_bytes, item.total_bytes)
             case _:

@@ -20,10 +20,12 @@ from actors.gateway.shapes import (
     TagShape,
     TensorShape,
     TurnShape,
+    WaitingShape,
+    duration_ns,
     time_text,
 )
 from actors.gateway.templates.chat import served_template
-from actors.protocol import LoadedModel, MemoryItem, ModelInfo
+from actors.protocol import LoadedModel, MemoryItem, ModelInfo, WaitingModel
 
 FOR_EVER = timedelta(days=200 * 365)  # clients say "Forever" of anything decades away
 NOT_HERE_YET = frozenset(("tools",))  # a template may know it; the gateway does not parse it yet
@@ -52,12 +54,16 @@ class OllamaModels:
         await exchange.reply({"models": models})
 
     async def running(self, exchange: Exchange) -> None:
-        """GET /api/ps: what is loaded, the one that stays longest first."""
-        loaded = list((await self._leases.loaded()).models)
+        """GET /api/ps: what is loaded, the one that stays longest first; and what somebody waits for."""
+        answer = await self._leases.loaded()
+        loaded = list(answer.models)
         loaded.sort(key=lambda model: -(float("inf") if model.expires_in_s is None else model.expires_in_s))
-        await exchange.reply({"models": [await self._running(model) for model in loaded]})
+        status = {each.model.digest: each.reason for each in answer.waiting}
+        models = [await self._running(model, status.get(model.model.digest, "")) for model in loaded]
+        waiting = [_waiting(each) for each in answer.waiting]
+        await exchange.reply({"models": models, "waiting": waiting} if waiting else {"models": models})
 
-    async def _running(self, loaded: LoadedModel) -> RunningShape:
+    async def _running(self, loaded: LoadedModel, status: str) -> RunningShape:
         try:
             entry = await self._library.find(loaded.model.name)
         except ModelNotFound:
@@ -73,6 +79,7 @@ class OllamaModels:
             expires_at=time_text(datetime.now(UTC) + min(stays, FOR_EVER)),
             size_vram=sum(n for device, n in n_bytes.items() if device != "cpu"),
             context_length=loaded.report.n_ctx,
+            status=status if loaded.progress is not None else "",
         )
 
     async def show(self, exchange: Exchange) -> None:
@@ -196,6 +203,17 @@ def _model_info(info: ModelInfo) -> dict[str, object]:
     shown["general.architecture"] = info.architecture
     shown["general.parameter_count"] = info.n_parameters
     return dict(sorted(shown.items()))
+
+
+def _waiting(waiting: WaitingModel) -> WaitingShape:
+    return WaitingShape(
+        name=waiting.model.name,
+        model=waiting.model.name,
+        status=waiting.reason,
+        requests=waiting.n_waiting,
+        requests_before=waiting.position,
+        waited=duration_ns(waiting.waited_s),
+    )
 
 
 def _items(loaded: LoadedModel, device_id: str) -> list[MemoryItem]:

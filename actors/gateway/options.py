@@ -54,6 +54,7 @@ def read_options(
         n_batch=_count(values, "num_batch"),
         n_gpu=max(-1, _int(values, "num_gpu", -1)),
         n_thread=_count(values, "num_thread"),
+        n_parallel=_count(values, "num_parallel"),
     )
     return Options(
         load=load,

@@ -21,6 +21,7 @@ from actors.gateway.management import OllamaModels
 from actors.gateway.metrics import Metrics
 from actors.gateway.ollama import OllamaAnswers
 from actors.gateway.openai import OpenAIAnswers
+from actors.gateway.peers import Peers
 from actors.gateway.templates.chat import ChatRenderer
 from actors.inherited import bind_tcp, take_socket
 from actors.link import Replies
@@ -28,6 +29,7 @@ from actors.protocol import Inspect, ListModels, ModelInfo, Models, ModelSpec, R
 
 INSPECT_S = 30.0  # a process starts and reads a header: a second on a slow disk
 HOST_S = 6.0  # the supervisor brings a dead runner host back within 5 s
+MEASURED = ("scheduler", "discovery", "host")  # whose gauges /metrics gives beside our own
 HTTP = "http"  # the name under which the supervisor hands the listening socket down
 
 
@@ -51,13 +53,14 @@ class Gateway:
         async with trio.open_nursery() as nursery:
             links = self._links = Links(nursery, "gateway")
             leases = Leases(nursery, links, config.socket_address("scheduler"))
+            peers = Peers(links, {name: config.socket_address(name) for name in MEASURED})
             completions = Completions(links, leases, self._metrics)
             generator = Generator(self._library, self._renderer, completions, self._metrics)
             handlers = Handlers(
                 answers=OllamaAnswers(generator, leases),
                 models=OllamaModels(self._library, leases),
                 openai=OpenAIAnswers(generator, self._library),
-                health=Health(self._metrics, leases),
+                health=Health(self._metrics, leases, peers),
             )
             app = make_app(handlers, self._metrics, hosts, OriginRule(config.origins), config.max_body_bytes)
             server = self._server = HttpServer(app)

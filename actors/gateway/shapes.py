@@ -159,6 +159,18 @@ class RunningShape(Shape, frozen=True):
     expires_at: str
     size_vram: int
     context_length: int
+    status: str = ""  # while it loads: "reading 37 %"
+
+
+class WaitingShape(Shape, frozen=True):
+    """A model that requests wait for."""
+
+    name: str
+    model: str
+    status: str  # "evicting llama3.2:1b", "reading 37 %", ...
+    requests: int
+    requests_before: int
+    waited: int  # nanoseconds, as all durations
 
 
 class TensorShape(Shape, frozen=True):

@@ -3,13 +3,13 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from actors.protocol import DeviceMemory, MemoryItem, MemoryReport
-from kernels.backend import Backend
+from actors.runner.weights import Block
+from kernels.backend import CONTEXT, Backend
 from kernels.plan import Plan
-from kernels.tensor import Tensor
 
+GRAPH = "graph"
 # A tokenizer keeps hash maps over the file's strings; measured with the 128k-token vocabulary of llama 3
 TOKENIZER_BYTES_PER_TOKEN = 250
 
@@ -28,12 +28,14 @@ class Sizes:
 
 @dataclass(slots=True)
 class Attempt:
-    """What an allocation has done so far, by (device, label): labels are `cache.<layer>` and `graph`."""
+    """What an allocation has done so far, by (device, label).
+
+    Labels are `weights.<layer>`, `cache.<layer>`, GRAPH and CONTEXT.
+    """
 
     measured: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
     failed: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
     failure: str = ""
-    planned_overhead_bytes: int = 0
     resident: dict[str, int] = field(default_factory=dict[str, int])  # bytes in memory by weight, once loaded
 
     def measure(self, device: str, label: str, given_bytes: int) -> None:
@@ -49,36 +51,38 @@ class Attempt:
 
 
 def memory_report(
-    sizes: Sizes, plans: Sequence[Plan], backends: Mapping[str, Backend], attempt: Attempt
+    sizes: Sizes,
+    plans: Sequence[Plan],
+    blocks: Sequence[Block],
+    backends: Mapping[str, Backend],
+    overhead: Mapping[str, int],
+    attempt: Attempt,
 ) -> MemoryReport:
-    """Planned bytes are the allocator's roundings of what the plans need; measured bytes were given."""
-    host = next(iter(backends))
-    weights: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
-    for tensor, device in plans[-1].weights:
-        # a tied embedding is an input weight at home, and belongs to the output layer elsewhere
-        layer = tensor.layer if tensor.layer >= 0 or device == host else sizes.n_layer
-        weights[device, layer].append(tensor)
+    """Planned bytes are the allocator's roundings of what the plans need; measured bytes were given.
+
+    overhead: what each device's context and libraries were expected to take when this was planned.
+    """
+    weights = {(block.device, block.layer): _weights(block, backends, attempt) for block in blocks}
     cache: dict[tuple[str, int], int] = defaultdict(int)
     for tensor in plans[-1].program.states.values():
         device = plans[-1].homes[tensor]
         cache[device, tensor.layer] += backends[device].round_up(tensor.n_bytes({}))
     layers = range(sizes.n_layer + 1)
+    nothing = MemoryItem(0)
     devices = tuple(
         DeviceMemory(
             id=device,
             name=device,
-            weights=tuple(_weight(weights[device, i], attempt) for i in layers),
+            weights=tuple(weights.get((device, i), nothing) for i in layers),
             cache=tuple(_item(cache[device, i], attempt, device, f"cache.{i}") for i in layers),
-            graph=_item(
-                backend.round_up(max(p.graph_bytes[device] for p in plans)), attempt, device, "graph"
-            ),
-            overhead=_overhead(attempt) if device == host else MemoryItem(0),
+            graph=_item(backend.round_up(max(p.graph_bytes[device] for p in plans)), attempt, device, GRAPH),
+            overhead=_overhead(overhead[device], attempt, backend),
         )
         for device, backend in backends.items()
     )
     return MemoryReport(
         devices=devices,
-        input_weights=_weight(weights[host, -1], attempt),
+        input_weights=weights.get((next(iter(backends)), -1), nothing),
         n_layer=sizes.n_layer,
         n_ctx=sizes.n_ctx,
         n_ctx_train=sizes.n_ctx_train,
@@ -89,12 +93,15 @@ def memory_report(
     )
 
 
-def private_bytes() -> int:
-    """Memory that this process alone holds: anonymous pages, so without the mapped model file."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    return 0
+def expected_overhead_bytes(backend: Backend, n_vocab: int) -> int:
+    """Of a device: its context.  Of the host: the process (interpreter, libraries), and its tokenizer.
+
+    To be asked before anything is allocated.
+    """
+    if not backend.is_host:
+        return backend.context_bytes
+    taken_bytes = backend.held_bytes() - backend.allocations.given_bytes
+    return max(0, taken_bytes) + n_vocab * TOKENIZER_BYTES_PER_TOKEN
 
 
 def _item(planned_bytes: int, attempt: Attempt, device: str, label: str) -> MemoryItem:
@@ -105,22 +112,22 @@ def _item(planned_bytes: int, attempt: Attempt, device: str, label: str) -> Memo
     return MemoryItem(planned_bytes)
 
 
-def _weight(tensors: Sequence[Tensor], attempt: Attempt) -> MemoryItem:
-    """Weights of the host stay in the mapped file; measured are the bytes that are in memory once loaded."""
-    planned_bytes = sum(t.n_bytes({}) for t in tensors)
+def _weights(block: Block, backends: Mapping[str, Backend], attempt: Attempt) -> MemoryItem:
+    """Mapped weights take no allocation; measured are the bytes that are in memory once loaded."""
+    if not block.is_mapped:
+        planned_bytes = backends[block.device].round_up(block.n_bytes)
+        return _item(planned_bytes, attempt, block.device, block.label)
     if not attempt.resident:
+        return MemoryItem(block.n_bytes)
+    resident_bytes = sum(attempt.resident[tensor.name] for tensor in block.tensors)
+    return MemoryItem(block.n_bytes, resident_bytes, "allocated")
+
+
+def _overhead(planned_bytes: int, attempt: Attempt, backend: Backend) -> MemoryItem:
+    """Everything that the device says we hold and that is no buffer."""
+    if (backend.name, CONTEXT) in attempt.failed:
+        return MemoryItem(planned_bytes, 0, "failed")
+    if not any(device == backend.name for device, _ in attempt.measured):
         return MemoryItem(planned_bytes)
-    return MemoryItem(planned_bytes, sum(attempt.resident[t.name] for t in tensors), "allocated")
-
-
-def planned_overhead_bytes(n_vocab: int) -> int:
-    """The process before anything is allocated (interpreter, libraries), and its tokenizer."""
-    return private_bytes() + n_vocab * TOKENIZER_BYTES_PER_TOKEN
-
-
-def _overhead(attempt: Attempt) -> MemoryItem:
-    """Everything private to the process that is neither cache nor compute buffer."""
-    if not attempt.measured:
-        return MemoryItem(attempt.planned_overhead_bytes)
-    now_bytes = max(0, private_bytes() - sum(attempt.measured.values()))
-    return MemoryItem(attempt.planned_overhead_bytes, now_bytes, "allocated")
+    now_bytes = max(0, backend.held_bytes() - backend.allocations.given_bytes)
+    return MemoryItem(planned_bytes, now_bytes, "allocated")

@@ -5,32 +5,30 @@ allocates nothing.  `allocate` takes the memory, `load` brings the tensor data i
 page cache, where the kernels use it in place), `close` gives everything back.
 """
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from pathlib import Path
-
-import numpy as np
 
 from actors.errors import Unsupported
 from actors.protocol import LayerPlacement, LoadOptions, MemoryReport, ModelSpec
+from actors.runner.allocation import Allocation
 from actors.runner.cache.causal import PAGE_SIZE, n_pages_for
-from actors.runner.gguf.check import check_without_merges
-from actors.runner.gguf.reader import GGUFFile
-from actors.runner.memory import Attempt, Sizes, memory_report, planned_overhead_bytes
+from actors.runner.devices import no_device
+from actors.runner.memory import Attempt, Sizes, expected_overhead_bytes, memory_report
 from actors.runner.models.decoder import CacheShape
-from actors.runner.models.families import build_program
 from actors.runner.models.hparams import Hparams, read_hparams
-from actors.runner.pages import resident_bytes, touch
+from actors.runner.pages import resident_bytes
+from actors.runner.progress import Tell, unheard
+from actors.runner.reading import LOOK_S, read
+from actors.runner.source import Source
 from actors.runner.tokenizer.tokenizer import Tokenizer
-from kernels.backend import Backend, Buffer, Bytes, OutOfMemory
+from actors.runner.weights import blocks_of
+from kernels.backend import Backend
 from kernels.dtype import DType
 from kernels.executable import Executable
-from kernels.plan import Placement, PlanError, plan
+from kernels.memory import Memory
+from kernels.plan import Placement, PlanError, plans
 from kernels.program import ShapeError
-from kernels.tensor import N_OUTPUTS, N_PAGES, N_SEQS, N_TOKENS, Tensor
+from kernels.tensor import N_OUTPUTS, N_PAGES, N_SEQS, N_TOKENS
 
 DEFAULT_N_CTX = 4096
 DEFAULT_N_BATCH = 512
@@ -40,58 +38,6 @@ KV_TYPES: Mapping[str, DType] = {
     "f32": DType.F32,
     "q8_0": DType.Q8_0,
 }
-READ_CHUNK_BYTES = 8 << 20  # between two looks at the cancel flag: a few milliseconds from a fast disk
-
-N_READERS = 2  # mapping pages that are in memory already takes a core 50 ms for 800 MB
-
-Progress = Callable[[int, int], None]  # done bytes, total bytes; raises to cancel
-
-
-@dataclass(slots=True)
-class Memory:
-    """What a model holds on its devices."""
-
-    graphs: dict[str, Buffer] = field(default_factory=dict[str, Buffer])
-    states: dict[str, Buffer] = field(default_factory=dict[str, Buffer])
-
-    def free(self) -> None:
-        """Give everything back."""
-        for buffer in (*self.graphs.values(), *self.states.values()):
-            buffer.free()
-        self.graphs, self.states = {}, {}
-
-
-class Source:
-    """An open and checked model file.  Its tokenizer is made on a thread meanwhile."""
-
-    def __init__(self, path: str) -> None:
-        """ModelError for a bad file."""
-        with ExitStack() as undo:
-            self.identity = identity_of(path)  # before: a file replaced meanwhile is then opened anew
-            self.file = GGUFFile.open(Path(path))
-            undo.callback(self.file.close)
-            check_without_merges(self.file)
-            undo.pop_all()
-        maker = ThreadPoolExecutor(1, "tokenizer")
-        self._tokenizer = maker.submit(Tokenizer.from_metadata, self.file.metadata)
-        maker.shutdown(wait=False)
-
-    def tokenizer(self) -> Tokenizer:
-        """Waits until it is made; ModelError where it cannot be."""
-        return self._tokenizer.result()
-
-    def close(self) -> None:
-        """Give up the mapping."""
-        self.file.close()
-
-
-def identity_of(path: str) -> tuple[object, ...]:
-    """Changes when another file lies there, or the file was written to; a missing file has one too."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return (path,)
-    return (path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 class Model:
@@ -109,7 +55,6 @@ class Model:
         self._file = file = source.file
         self._backends = backends
         self._placement = placement
-        self._memory = Memory()
         self._executables: list[tuple[int, Executable]] = []
         self.spec = spec
         self.options = options
@@ -120,10 +65,16 @@ class Model:
         self.page_size = PAGE_SIZE
         self.n_pages = n_pages_for(self.n_ctx, self.n_parallel, self.page_size)
         shape = CacheShape(self.n_pages * self.page_size, self.page_size, KV_TYPES[options.kv_type])
-        program = build_program(file, self.hparams, shape)
+        program = source.program(self.hparams, shape)
         # the smaller plan first: decoding reuses memory that stays in the processor's cache
-        self._plans = [plan(program, placement, backends, self._bounds(n)) for n in self._buckets()]
-        self.attempt = Attempt(planned_overhead_bytes=planned_overhead_bytes(self.hparams.n_vocab))
+        self._plans = plans(program, placement, backends, [self._bounds(n) for n in self._buckets()])
+        self._blocks = blocks_of(self._plans[-1], placement, backends)
+        self._overhead = {
+            device: expected_overhead_bytes(backend, self.hparams.n_vocab)
+            for device, backend in backends.items()
+        }
+        self._allocation = Allocation(self._plans, self._blocks, backends)
+        self.attempt = Attempt()
 
     @classmethod
     def open(
@@ -174,9 +125,22 @@ class Model:
         return self._backends
 
     @property
-    def states(self) -> Mapping[str, Bytes]:
+    def host(self) -> Backend:
+        """The backend of the host."""
+        return self._backends[self._placement.input]
+
+    @property
+    def states(self) -> Mapping[str, Memory]:
         """The memory of each state by its name in the program, while the model is allocated."""
-        return {name: buffer.array for name, buffer in self._memory.states.items()}
+        return self._allocation.states
+
+    def gauges(self) -> dict[str, float]:
+        """Each device's allocator, for GetStats: after a load it stands still."""
+        found: dict[str, float] = {}
+        for device, backend in self._backends.items():
+            found[f"device_allocations_total:{device}"] = backend.allocations.n_allocations
+            found[f"device_allocated_bytes:{device}"] = backend.allocations.given_bytes
+        return found
 
     def sizes(self) -> Sizes:
         """Everything `memory_report` needs to know of the plans."""
@@ -191,47 +155,43 @@ class Model:
 
     def report(self) -> MemoryReport:
         """Planned beside measured, as far as the load has come."""
-        return memory_report(self.sizes(), self._plans, self._backends, self.attempt)
+        return memory_report(
+            self.sizes(), self._plans, self._blocks, self._backends, self._overhead, self.attempt
+        )
 
-    def allocate(self) -> bool:
+    def allocate(self, tell: Tell = unheard) -> bool:
         """Take all memory of the layout.
 
-        False when a device refused: `report` says which, and nothing stays allocated.
+        False when a device refused: `report` says which, and nothing stays allocated.  `tell` may raise to
+        cancel; then nothing stays allocated either.
         """
-        biggest = self._plans[-1]
-        try:
-            for tensor in biggest.program.states.values():
-                device = biggest.homes[tensor]
-                label = f"cache.{tensor.layer}"
-                self._memory.states[tensor.name] = self._take(device, tensor.n_bytes({}), label)
-            for device in self._used_devices():
-                n_bytes = max(p.graph_bytes[device] for p in self._plans)
-                self._memory.graphs[device] = self._take(device, n_bytes, "graph")
-        except OutOfMemory as exc:
-            self.attempt.fail(exc.device, exc.label, str(exc))
-            self._memory.free()
+        if not self._allocation.take(self.attempt, tell):
             return False
-        self._bind()
+        memory = self._allocation
+        weights = memory.weights(self._file)
+        for bound, one_plan in zip(self._buckets(), self._plans, strict=True):
+            executable = one_plan.bind(self._backends, memory.graphs, weights, memory.states)
+            self._executables.append((bound, executable))
         return True
 
-    def load(self, progress: Progress) -> None:
-        """Bring all tensor data into memory, and have the tokenizer; `progress` may raise to cancel.
+    def load(self, tell: Tell = unheard) -> None:
+        """Bring all tensor data into memory, and have the tokenizer; `tell` may raise to cancel.
 
-        ModelError for a vocabulary of which no tokenizer can be made.
+        ModelError: the file cannot be read, or no tokenizer can be made of its vocabulary.
         """
-        infos = sorted(self._file.tensors.values(), key=lambda info: info.offset)
-        data = {info.name: self._file.tensor_bytes(info.name) for info in infos}
-        done_bytes, total_bytes = 0, sum(map(len, data.values()))
-        with ThreadPoolExecutor(N_READERS, "reader") as readers:
-            progress(done_bytes, total_bytes)
-            try:
-                for n_bytes in readers.map(touch, _chunks(data.values())):
-                    done_bytes += n_bytes
-                    progress(done_bytes, total_bytes)
-            finally:
-                readers.shutdown(wait=False, cancel_futures=True)
-        self.attempt.resident = {name: resident_bytes(view) for name, view in data.items()}
+        wanted = self._allocation.wanted(self._file)
+        read(self._source.path, self._source.identity, wanted, tell)
+        total_bytes = sum(tensor.n_bytes for tensor in wanted)
+        tell("finalising", total_bytes, total_bytes)
+        while not self._source.has_tokenizer(LOOK_S):
+            tell("finalising", total_bytes, total_bytes)
         self._source.tokenizer()
+        self.attempt.resident = {
+            tensor.name: resident_bytes(self._file.tensor_bytes(tensor.name))
+            for block in self._blocks
+            if block.is_mapped
+            for tensor in block.tensors
+        }
 
     def executable(self, n_tokens: int, n_outputs: int) -> Executable:
         """The smallest bound plan that takes this many rows."""
@@ -241,7 +201,7 @@ class Model:
     def close(self) -> None:
         """Free everything; a second call does nothing."""
         self._executables = []
-        self._memory.free()
+        self._allocation.free()
         self._source.close()
 
     def refit(
@@ -249,6 +209,7 @@ class Model:
         spec: ModelSpec,
         options: LoadOptions,
         layers: tuple[LayerPlacement, ...],
+        backends: Mapping[str, Backend],
     ) -> "Model | None":
         """A model that only was planned, for another request: the same where the plan is, else another plan.
 
@@ -256,35 +217,15 @@ class Model:
         """
         with ExitStack() as undo:
             undo.callback(self.close)
-            if identity_of(spec.path) != self._source.identity or options.n_thread != self.options.n_thread:
+            if not self._source.is_of(spec.path):
                 return None
             model = self
             if (spec, options) != (self.spec, self.options) or self._placement != read_placement(
-                layers, self.hparams.n_layer, self._backends
+                layers, self.hparams.n_layer, backends
             ):
-                model = Model.planned(self._source, spec, options, layers, self._backends)
+                model = Model.planned(self._source, spec, options, layers, backends)
             undo.pop_all()
         return model
-
-    def _take(self, device: str, n_bytes: int, label: str) -> Buffer:
-        backend = self._backends[device]
-        before_bytes = backend.allocations.given_bytes
-        buffer = backend.allocate(n_bytes, label)
-        self.attempt.measure(device, label, backend.allocations.given_bytes - before_bytes)
-        return buffer
-
-    def _bind(self) -> None:
-        graphs = {device: buffer.array for device, buffer in self._memory.graphs.items()}
-        for bound, one_plan in zip(self._buckets(), self._plans, strict=True):
-            weights = {(t.name, device): self._weight(t) for t, device in one_plan.weights}
-            self._executables.append((bound, one_plan.bind(self._backends, graphs, weights, self.states)))
-
-    def _weight(self, tensor: Tensor) -> Bytes:
-        """The tensor's bytes where they lie in the mapped file."""
-        return np.frombuffer(self._file.tensor_bytes(tensor.name), np.uint8)
-
-    def _used_devices(self) -> list[str]:
-        return [d for d in self._backends if any(p.graph_bytes[d] for p in self._plans)]
 
     def _buckets(self) -> list[int]:
         """Rows of each plan: a decode batch, a full prompt batch."""
@@ -301,30 +242,20 @@ class Model:
         }
 
 
-def _chunks(tensors: Iterable[memoryview]) -> Iterator[memoryview]:
-    for data in tensors:
-        for start in range(0, len(data), READ_CHUNK_BYTES):
-            yield data[start : start + READ_CHUNK_BYTES]
-
-
 def read_placement(
     layers: tuple[LayerPlacement, ...], n_layer: int, backends: Mapping[str, Backend]
 ) -> Placement:
     """The placement a message describes; layers nobody names stay on the host.
 
-    Unsupported names a device that this runner lacks.
+    Unsupported names a layer that the model lacks, or a device without a backend.
     """
     host = next(iter(backends))
     of_layer = [host] * (n_layer + 1)
     for part in layers:
-        if part.device not in backends:
-            raise Unsupported(
-                f"this runner cannot use device {part.device!r}",
-                where="placement",
-                mend=f"place layers on {', '.join(backends)}",
-            )
         for layer in part.layers:
             if not 0 <= layer <= n_layer:
                 raise Unsupported(f"layer {layer} is outside 0..{n_layer}", where="placement")
+            if part.device not in backends:
+                raise no_device(part.device)
             of_layer[layer] = part.device
     return Placement(tuple(of_layer), host)

@@ -9,11 +9,10 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
 
 
-def touch(data: memoryview) -> int:
-    """Read one byte of every page, so that no forward pass waits for the disk; gives the bytes of all."""
+def touch(data: memoryview) -> None:
+    """Read one byte of every page, so that no forward pass waits for the disk."""
     if len(data):
         np.frombuffer(data, np.uint8)[:: mmap.PAGESIZE].max()
-    return len(data)
 
 
 def resident_bytes(data: memoryview) -> int:

@@ -3,13 +3,14 @@
     empty --Alloc--> allocated --Commit--> ready --Close--> empty
 
 Fit can be asked at any time and changes nothing.  A load is one conversation at a time; generating needs
-`ready`.
+`ready`.  A load that is given up, by Close or because who asked is gone, leaves the runner empty.
 """
 
 import enum
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from typing import TypeVar
 
 import msgspec
 import trio
@@ -26,6 +27,7 @@ from actors.protocol import (
     Finished,
     Fit,
     Generate,
+    Keep,
     LoadOptions,
     LoadProgress,
     Register,
@@ -34,12 +36,13 @@ from actors.protocol import (
     Tokenize,
     Tokens,
 )
-from actors.runner.devices import open_backends
+from actors.runner.devices import open_backends, open_host
 from actors.runner.engine import Engine
 from actors.runner.model import Model
+from actors.runner.progress import Tell, Teller
 from actors.runner.tokenizer.tokenizer import Tokenizer
 
-PROGRESS_EVERY_BYTES = 64 << 20  # progress more often than this tells a person nothing
+T = TypeVar("T")
 
 
 class Phase(enum.Enum):
@@ -81,7 +84,9 @@ class Runner:
             None  # planned last: an Alloc mostly follows for the same file and layout
         )
         self._engine: Engine | None = None
+        self._keep: Keep | None = None  # the scheduler's, kept for the next one
         self._loading = trio.Lock()
+        self._work: trio.CancelScope | None = None  # of the load that is under way
         self._engine_nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -94,7 +99,9 @@ class Runner:
 
     def gauges(self) -> dict[str, float]:
         """Counters for GetStats."""
-        return self._engine.gauges() if self._engine is not None else {}
+        if self._engine is None or self._model is None:
+            return {}
+        return self._engine.gauges() | self._model.gauges()
 
     async def handle(self, request: Request, replies: Replies) -> None:
         """Answer one request."""
@@ -102,14 +109,18 @@ class Runner:
             case Fit():
                 model = await trio.to_thread.run_sync(self._open, request, self._take_fitted())
                 self._keep_fitted(model)
-                await replies.send(model.report())
+                await replies.send(await trio.to_thread.run_sync(model.report))
             case Alloc():
                 await self._alloc(request, replies)
             case Commit():
                 await self._commit(replies)
             case Close():
+                if self._work is not None:
+                    self._work.cancel()
                 async with self._loading:
                     await self._close()
+            case Keep():
+                self._keep = request
             case Generate():
                 await self._generate(request, replies)
             case Tokenize():
@@ -132,8 +143,8 @@ class Runner:
             with ExitStack() as undo:
                 model = await trio.to_thread.run_sync(self._open, request, self._take_fitted())
                 undo.callback(model.close)
-                is_allocated = await trio.to_thread.run_sync(model.allocate)
-                report = model.report()
+                is_allocated = await self._told(model.allocate, replies)
+                report = await trio.to_thread.run_sync(model.report)
                 if is_allocated:
                     undo.pop_all()
                     self._model = model
@@ -147,33 +158,48 @@ class Runner:
                 raise RequestError(
                     f"this runner is {self._phase.value}", where="commit", mend="alloc comes first"
                 )
-            progress, told = trio.open_memory_channel[LoadProgress](1)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._read, model, progress)
-                async with told:
-                    async for item in told:
-                        await replies.send(item)
-            engine = Engine(model, self._config.max_queue)
-            assert self._engine_nursery is not None, "requests come once the service is up"
-            await self._engine_nursery.start(engine.run)
+            with ExitStack() as undo:
+                undo.callback(self._drop)  # half a model is none
+                await self._told(model.load, replies)
+                engine = Engine(model, self._config.max_queue)
+                assert self._engine_nursery is not None, "requests come once the service is up"
+                with trio.CancelScope(
+                    shield=True
+                ):  # it starts without waiting; half started nobody would stop it
+                    await self._engine_nursery.start(engine.run)
+                undo.pop_all()
             self._engine = engine
             self._move(Phase.READY)
-            await replies.send(model.report())
+            await replies.send(await trio.to_thread.run_sync(model.report))
 
-    async def _read(self, model: Model, progress: trio.MemorySendChannel[LoadProgress]) -> None:
-        """Load on a thread; the thread looks at cancellation and tells progress between two chunks."""
-        told_bytes = -PROGRESS_EVERY_BYTES
+    async def _told(self, work: Callable[[Tell], T], replies: Replies) -> T:
+        """Do a part of a load on a thread, passing on how far it is; RequestError when Close ends it."""
+        progress, told = trio.open_memory_channel[LoadProgress](1)
+        results: list[T] = []
 
-        def tell(done_bytes: int, total_bytes: int) -> None:
-            nonlocal told_bytes
-            trio.from_thread.check_cancelled()
-            if done_bytes - told_bytes >= PROGRESS_EVERY_BYTES or done_bytes == total_bytes:
-                told_bytes = done_bytes
-                item = LoadProgress(phase="reading", done_bytes=done_bytes, total_bytes=total_bytes)
-                trio.from_thread.run(progress.send, item)
+        async def run() -> None:
+            async with progress:
+                results.append(await trio.to_thread.run_sync(work, Teller(progress)))
 
-        async with progress:
-            await trio.to_thread.run_sync(model.load, tell)
+        try:
+            with trio.CancelScope() as self._work:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(run)
+                    async with told:
+                        async for item in told:
+                            await replies.send(item)
+        finally:
+            self._work = None
+        if not results:
+            raise RequestError("this runner was closed while it loaded", where="runner")
+        return results[0]
+
+    def _drop(self) -> None:
+        """Give up what is allocated."""
+        if self._model is not None:
+            self._model.close()
+            self._model = None
+            self._move(Phase.EMPTY)
 
     async def _generate(self, request: Generate, replies: Replies) -> None:
         engine = self._engine
@@ -204,6 +230,7 @@ class Runner:
                 model=ready.spec if ready else None,
                 options=ready.options if ready else None,
                 report=ready.report() if ready else None,
+                keep=self._keep,
             )
             async with link.request(message) as stream:
                 async for item in stream:
@@ -215,11 +242,19 @@ class Runner:
 
     def _open(self, request: Fit | Alloc, fitted: Model | None) -> Model:
         options = with_defaults(request.options, self._config)
+        with ExitStack() as undo:
+            if fitted is not None:
+                undo.callback(fitted.close)
+            if fitted is not None and fitted.options.n_thread == options.n_thread:
+                host = fitted.host
+            else:
+                host = open_host(self._config.cpu_isa, options.n_thread)
+            backends = open_backends(host, request.placement, self._config.sim_dir)
+            undo.pop_all()
         if fitted is not None:
-            model = fitted.refit(request.model, options, request.placement)
+            model = fitted.refit(request.model, options, request.placement, backends)
             if model is not None:
                 return model
-        backends = open_backends(self._config.cpu_isa, options.n_thread)
         return Model.open(request.model, options, request.placement, backends)
 
     def _take_fitted(self) -> Model | None:

@@ -2,12 +2,12 @@
 
 import trio
 
-from actors.protocol import Register
+from actors.protocol import Keep, Register
 from actors.scheduler.changes import Changes
-from actors.scheduler.dispatch import Dispatcher
 from actors.scheduler.journal import Journal
 from actors.scheduler.ledger import Ledger
 from actors.scheduler.life import Resident
+from actors.scheduler.plans import Plans
 from actors.scheduler.residents import Residents
 from actors.scheduler.runners import HOST_WAIT_S, Runners
 
@@ -24,7 +24,7 @@ class Adoption:
         keep_alive_s: float,
         runners: Runners,
         residents: Residents,
-        dispatcher: Dispatcher,
+        plans: Plans,
         ledger: Ledger,
         journal: Journal,
         changes: Changes,
@@ -32,7 +32,7 @@ class Adoption:
         self._keep_alive_s = keep_alive_s
         self._runners = runners
         self._residents = residents
-        self._dispatcher = dispatcher
+        self._plans = plans
         self._ledger = ledger
         self._journal = journal
         self._changes = changes
@@ -60,7 +60,7 @@ class Adoption:
             self._heard.add(request.runner_id)
             self._changes.notify()
         resident = self._residents.of_runner(request.runner_id)
-        if resident is None and request.runner_id not in self._dispatcher.planned:
+        if resident is None and request.runner_id not in self._plans.runner_ids:
             resident = self._adopt(request)
             if resident is None:
                 return
@@ -80,14 +80,18 @@ class Adoption:
         if self._residents.find(request.model.digest) is not None:
             self._residents.dismiss(request.runner_id, f"{request.model.name} is in another runner")
             return None
-        keep_alive_s = self._keep_alive_s
+        keep = request.keep or Keep(self._keep_alive_s)
+        keep_alive_s = keep.keep_alive_s
         if keep_alive_s >= 0:
             keep_alive_s = max(keep_alive_s, KEEP_LEAST_S)
         resident = Resident(request.model, request.options, request.runner_id, keep_alive_s)
+        resident.is_pinned = keep.is_pinned
+        resident.told = keep
         resident.pid, resident.address = request.pid, request.address
         resident.become_ready(request.report, trio.current_time())
         # not new: the figures that discovery gives since we started have it in them
         self._ledger.hold(request.runner_id, request.report, is_new=False)
         self._residents.add(resident)
-        self._journal.note(f"{request.model.name} [{request.runner_id}] is adopted from its runner")
+        adopted = f"{request.model.name} [{request.runner_id}] is adopted from its runner"
+        self._journal.note(adopted, request.model.digest)
         return resident

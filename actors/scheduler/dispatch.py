@@ -1,33 +1,30 @@
-"""Serves the queue: one load at a time, room made for it first.  Requests for loaded models pass by."""
+"""Serves the queue: several loads at once, each in a task of its own.  Requests for loaded models pass by.
 
-import secrets
+Loads on different devices run side by side; `turns` says who goes first where two want the same memory.
+"""
+
 import time
 
+import msgspec
 import trio
 
 from actors.config import Config
-from actors.errors import CapacityError, QueueFull, RuntimeFault
-from actors.protocol import (
-    LoadOptions,
-    LoadPlan,
-    LoadProgress,
-    MemoryReport,
-    ModelSpec,
-    PlanLoad,
-    Queued,
-)
+from actors.errors import Busy, RuntimeFault
+from actors.protocol import LoadOptions, LoadProgress, MemoryReport, Queued
 from actors.scheduler.changes import Changes
-from actors.scheduler.eviction import Victims, make_place, make_room
-from actors.scheduler.layout import Evict
-from actors.scheduler.life import Life, Resident, serves
+from actors.scheduler.life import Life, Resident
 from actors.scheduler.loading import Loading, Means, Others
 from actors.scheduler.queue import Group, PendingQueue, Waiter
 from actors.scheduler.residents import Residents
-from actors.scheduler.sizes import size_text
+from actors.scheduler.reuse import serves
+from actors.scheduler.room import ROOM_WAIT_S, Room, Surroundings, devices_known
+from actors.scheduler.runners import new_runner_id
+from actors.scheduler.story import Story
+from actors.scheduler.turns import Turn, Turns
 
 MODELS_PER_DEVICE = 3  # when max_loaded is left open; B1 of the behaviour this runtime is a drop-in for
-DEVICES_WAIT_S = 30.0  # discovery probes the devices when it starts
-N_PLANS_MAX = 8  # plans that wait or run; each is a process for a second
+LOADS_MAX = 4  # that read at once: more only share the disk
+IN_FLIGHT_MAX = 16  # loads, those included that wait for room: each has a process already
 
 
 class Dispatcher:
@@ -41,12 +38,13 @@ class Dispatcher:
         self._residents = residents
         self._defaults = defaults
         self._changes = changes
-        self._closed: frozenset[str] = frozenset()  # busy victims of the load in progress, by digest
-        self._planning = trio.CapacityLimiter(1)
+        self._turns = Turns()
         self.queue = PendingQueue(config.max_queue, defaults)
-        self.planned: set[str] = set()  # ids of the runners that only size a load
+        self._around = Surroundings(self._turns, self.queue, residents, means.ledger, means.journal, changes)
         self.n_loads = 0
         self.n_failures = 0
+        self.n_cancelled = 0
+        self.load_s = 0.0  # all loads together
 
     def admit(self, waiter: Waiter) -> None:
         """Grant at once if the model is loaded and open, else queue.  Raises QueueFull."""
@@ -54,185 +52,151 @@ class Dispatcher:
         if resident is not None and self._is_open(resident, waiter.request.options):
             waiter.grant(resident)
             return
-        self.queue.add(waiter)
+        self.queue.add(waiter, trio.current_time())
         self.queue.tell_positions(self._why_queued)
         self._changes.notify()
 
     def _is_open(self, resident: Resident, wanted: LoadOptions) -> bool:
         """A busy victim takes nobody new, or whoever waits for its memory would starve."""
-        return resident.model.digest not in self._closed and self._serves(resident, wanted)
+        return resident.model.digest not in self._turns.closed() and self._serves(resident, wanted)
 
     def _serves(self, resident: Resident, wanted: LoadOptions) -> bool:
         if resident.life is not Life.READY or resident.is_unwanted:
             return False
-        return serves(resident.options, resident.report, wanted, self._defaults)
+        n_thread = self._defaults.n_thread or self._means.ledger.n_cores
+        defaults = msgspec.structs.replace(self._defaults, n_thread=n_thread)
+        return serves(resident.options, resident.report, wanted, defaults)
 
     def _why_queued(self, group: Group) -> str:
         resident = self._residents.find(group.model.digest)
-        if resident is not None and resident.life is Life.READY:
+        if resident is not None and resident.model.digest in self._turns.closed():
             return f"{group.model.name} waits behind a load that needs its memory"
-        if resident is not None:
-            return f"waiting for {resident.model.name} to unload"
-        active = next((r for r in self._residents if r.life is Life.LOADING), None)
-        return f"{active.model.name} is loading" if active else "about to load"
+        if self.queue.is_served(group.model.digest):
+            return f"{group.model.name} is loading with other options"
+        loading = ", ".join(turn.name for turn in self._turns)
+        return f"waiting for other loads: {loading}" if loading else "about to load"
 
     async def run(self) -> None:
-        """Serve groups one after the other, for ever."""
-        while True:
-            group = self.queue.first(self._can_start)
-            self.queue.tell_positions(self._why_queued)
-            if group is None:
-                await self._changes.wait()
-            else:
-                await self._serve(group)
+        """Start what can start, for ever."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                group = self.queue.first(self._can_start)
+                self.queue.tell_positions(self._why_queued)
+                if group is None:
+                    await self._changes.wait()
+                    continue
+                group.scope = trio.CancelScope()
+                turn = None
+                if self._residents.find(group.model.digest) is None:
+                    turn = self._turns.open(group.model.name, trio.current_time())
+                nursery.start_soon(self._serve, group, group.scope, turn)
 
     def _can_start(self, group: Group) -> bool:
-        """Behind a model that is on its way out others go first."""
-        resident = self._residents.find(group.model.digest)
-        return resident is None or resident.life is Life.READY
+        """One group of a model at a time; loads as many as there are places for."""
+        if self.queue.is_served(group.model.digest) or group.model.digest in self._turns.closed():
+            return False
+        if self._residents.find(group.model.digest) is not None:
+            return True
+        n_moving = sum(not turn.is_waiting for turn in self._turns)
+        return n_moving < LOADS_MAX and len(self._turns) < IN_FLIGHT_MAX
 
-    async def _serve(self, group: Group) -> None:
+    async def _serve(self, group: Group, scope: trio.CancelScope, turn: Turn | None) -> None:
         resident = self._residents.find(group.model.digest)
-        if resident is not None and not self._serves(resident, group.options):
-            # nobody new from here on: a reload cannot be starved by users of the old options
-            self._residents.expire(resident, "the options differ from those of a new request")
-            return
-        with trio.CancelScope() as group.scope:
+        with scope:
             try:
-                resident = resident or await self._load(group)
+                if turn is not None:
+                    # to all who asked, even if somebody asked to unload it since: it expires after them
+                    self.queue.grant(group, await self._load(group, turn))
+                elif resident is not None and self._serves(resident, group.options):
+                    self.queue.grant(group, resident)
+                elif resident is not None:
+                    await self._unloaded(resident, group)
             except RuntimeFault as fault:
-                self.n_failures += 1
-                self._means.journal.note(f"{group.model.name} is refused: {fault}")
                 self.queue.fail(group, fault)
-            else:
-                self.queue.grant(group, resident)
-        group.scope = None
+        group.scope = None  # a group that only waited for an old load to go is in line for its own
         self._changes.notify()
 
-    async def _load(self, group: Group) -> Resident:
+    async def _unloaded(self, resident: Resident, group: Group) -> None:
+        """Nobody new from here on: a reload cannot be starved by users of the old options."""
+        self._residents.expire(resident, "the options differ from those of a new request")
+        users = f"{resident.n_leases} users of {resident.model.name}" if resident.n_leases else ""
+        what = f"{users} to finish" if users else f"{resident.model.name} to unload"
+        group.tell(Queued(position=self.queue.position(group), reason=f"waiting for {what}"))
+        with trio.move_on_after(ROOM_WAIT_S):
+            await resident.gone.wait()
+            return
+        raise Busy(
+            f"{group.model.name} was not loaded with other options: it waited {ROOM_WAIT_S:.0f} s for {what}",
+            where="scheduler.dispatch",
+            mend="try again later, or ask with the options it has",
+        )
+
+    async def _load(self, group: Group, turn: Turn) -> Resident:
         """Make a place, load; the ready resident.  Cancelled or failed, its runner is stopped."""
-        began_s = time.monotonic()
+        story = self._means.journal.begin(group.model, group.options)
+        is_over = False
         try:
-            await self._devices_known()
-            await self._place_for(group)
-            resident = Resident(
-                group.model, group.options, new_runner_id(group.model), self._config.keep_alive_s
-            )
-            self._residents.add(resident)
-            loading = self._loading(resident, group)
-            try:
-                report = await loading.load()
-                if loading.started is not None:
-                    resident.pid, resident.address = loading.started.pid, loading.started.address
-                resident.become_ready(report, trio.current_time())
-            finally:
-                self._residents.abandon(resident)
+            resident = await self._loaded(group, turn, story)
+            is_over = True
+        except RuntimeFault as fault:
+            is_over = True
+            self.n_failures += 1
+            self._means.journal.note(f"{group.model.name} is refused: {fault}", group.model.digest)
+            story.end("refused", str(fault), time.time())
+            raise
         finally:
-            self._closed = frozenset()
-        self.n_loads += 1
-        self._means.journal.note(f"{group.model.name} took {time.monotonic() - began_s:.2f} s to load")
+            self._turns.close(turn)
+            if not is_over:
+                self.n_cancelled += 1
+                story.end("cancelled", "nobody waits for it any more", time.time())
         return resident
 
-    def _loading(self, resident: Resident, group: Group) -> Loading:
-        async def room(step: Evict) -> None:
-            await self._room_for(group, step)
+    async def _loaded(self, group: Group, turn: Turn, story: Story) -> Resident:
+        began_s = trio.current_time()
+        room = Room(self._around, group, turn, story)
+        await devices_known(self._means.ledger, self._changes)
+        await room.place(self.max_loaded)
+        resident = Resident(group.model, group.options, new_runner_id(group.model), self._config.keep_alive_s)
+        self._residents.add(resident)
+        loading = self._loading(resident, group, room, story)
+        try:
+            report = await loading.load()
+            if loading.started is not None:
+                resident.pid, resident.address = loading.started.pid, loading.started.address
+            resident.reload_s = loading.reload_s
+            resident.become_ready(report, trio.current_time())
+        finally:
+            self._residents.abandon(resident)
+        self.n_loads += 1
+        self.load_s += (took_s := trio.current_time() - began_s)
+        self._means.journal.note(f"{group.model.name} took {took_s:.2f} s to load", group.model.digest)
+        story.end("loaded", loading.outcome, time.time())
+        return resident
 
+    def _loading(self, resident: Resident, group: Group, room: Room, story: Story) -> Loading:
         return Loading(
             means=self._means,
             model=resident.model,
             options=resident.options,
             runner_id=resident.runner_id,
-            others=lambda: self._others(resident),
+            others=lambda: self.others(resident),
+            story=story,
             on_progress=lambda progress: _forward(resident, group, progress),
             on_sized=lambda report: _size(resident, report),
-            make_room=room,
+            order=room,
         )
 
-    def _others(self, resident: Resident | None) -> Others:
+    def others(self, resident: Resident | None = None) -> Others:
+        """The models in memory but this one."""
         return tuple(
-            (other.model.name, other.runner_id) for other in self._residents if other is not resident
-        )
-
-    async def _devices_known(self) -> None:
-        with trio.move_on_after(DEVICES_WAIT_S):
-            while not self._means.ledger.is_known:
-                await self._changes.wait()
-            return
-        raise CapacityError(
-            f"discovery named no devices within {DEVICES_WAIT_S:.0f} s",
-            where="scheduler",
-            mend="see the log of discovery",
+            (other.model.name, other.runner_id, other.is_pinned)
+            for other in self._residents
+            if other is not resident
         )
 
     def max_loaded(self) -> int:
         """How many models may be in memory at once."""
         return self._config.max_loaded or MODELS_PER_DEVICE * max(1, self._means.ledger.n_gpus())
-
-    async def _place_for(self, group: Group) -> None:
-        """Keep to max_loaded: the least recently used leaves, a busy one when its users are done."""
-        while (n_over := len(self._residents) + 1 - self.max_loaded()) > 0:
-            n_wanted = n_over - len(self._residents.leaving())
-            why = f"{self.max_loaded()} models are loaded, as many as may be"
-            if n_wanted > 0:
-                self._send_off(make_place(self._residents.candidates(), n_wanted), group, why)
-            await self._changes.wait()
-
-    async def _room_for(self, group: Group, step: Evict) -> None:
-        """Until some memory of the device came back; the load then fits anew, with fresh figures."""
-        leaving = self._residents.leaving()
-        while not leaving:
-            victims = make_room(self._residents.candidates(), step.device, step.shortage_bytes)
-            if victims is None:
-                mend = "unload other models first"
-                raise CapacityError(step.reason, where="scheduler.eviction", mend=mend)
-            self._send_off(victims, group, f"{group.model.name} lacks {size_text(step.shortage_bytes)}")
-            leaving = self._residents.leaving()
-            if not leaving:
-                await self._changes.wait()
-                leaving = self._residents.leaving()
-        for resident in leaving:
-            await resident.gone.wait()
-
-    def _send_off(self, victims: Victims, group: Group, why: str) -> None:
-        for candidate in victims.stop:
-            self._residents.evict(candidate, why)
-        closed = frozenset(candidate.digest for candidate in victims.drain)
-        if closed - self._closed:
-            names = ", ".join(candidate.name for candidate in victims.drain)
-            self._means.journal.note(f"{group.model.name} waits for users of {names} to finish: {why}")
-        self._closed = closed
-        names = [candidate.name for candidate in (*victims.stop, *victims.drain)]
-        if names:
-            group.tell(Queued(position=0, reason=f"evicting {', '.join(names)}"))
-
-    async def plan(self, request: PlanLoad) -> LoadPlan:
-        """Size a load in a runner of its own; nothing that is loaded is touched.  Raises QueueFull."""
-        if self._planning.statistics().tasks_waiting >= N_PLANS_MAX:
-            raise QueueFull(
-                f"{N_PLANS_MAX} plans wait already", where="scheduler.plan", mend="try again in a moment"
-            )
-        async with self._planning:
-            await self._devices_known()
-            runner_id = new_runner_id(request.model)
-            self.planned.add(runner_id)
-            try:
-                loading = Loading(
-                    means=self._means,
-                    model=request.model,
-                    options=request.options,
-                    runner_id=runner_id,
-                    others=lambda: self._others(None),
-                )
-                return await loading.plan()
-            finally:
-                self.planned.discard(runner_id)
-                self._residents.dismiss(runner_id, "its plan is made")
-
-
-def new_runner_id(model: ModelSpec) -> str:
-    """Names the model for those who read process lists; never used twice, not even after a restart."""
-    short = "".join(c for c in model.digest.rpartition(":")[2][:8] if c.isalnum()) or "model"
-    return f"{short}-{secrets.token_hex(4)}"
 
 
 def _forward(resident: Resident, group: Group, progress: LoadProgress) -> None:

@@ -1,8 +1,4 @@
-"""The life of a model in memory.
-
-    LOADING ──► READY ──► EXPIRING ──► STOPPING ──► GONE
-       └───────────────────────────────────▲          ▲
-       any state ─────────────────────────────────────┘   (the runner died)
+"""The life of a model in memory.  `docs/model-life.md` draws it; MOVES is that chart.
 
 READY serves; with leases it is busy, without it is idle and its keep-alive runs.  EXPIRING lets nobody new in
 and waits for the last lease; it never goes back, so a request that arrives meanwhile cannot undo an eviction
@@ -16,9 +12,7 @@ import math
 import trio
 
 from actors.errors import RuntimeFault
-from actors.protocol import LoadedModel, LoadOptions, LoadProgress, MemoryReport, ModelSpec
-
-DEFAULT_N_CTX = 4096  # what a runner takes when nobody says anything
+from actors.protocol import Keep, LoadedModel, LoadOptions, LoadProgress, MemoryReport, ModelSpec
 
 
 class Life(enum.Enum):
@@ -48,16 +42,19 @@ class Resident:
         self.options = options
         self.runner_id = runner_id
         self.keep_alive_s = keep_alive_s  # negative: for ever
+        self.told = Keep(keep_alive_s)  # what its runner knows, or needs no telling: the default
         self.pid = 0
         self.address = ""
         self.report: MemoryReport | None = None  # None until it is ready
         self.progress = LoadProgress(phase="starting")
         self.is_unwanted = False  # asked to unload while it loaded: expires as soon as it is ready
-        self.is_registered = False  # its Register stream is open
+        self.is_pinned = False  # somebody asked to keep it for ever: no load of another model evicts it
+        self.reload_s = 0.0  # from its memory being promised to being ready, when it was loaded
         self.n_leases = 0
         self.idle_since_s = 0.0
         self.fault: RuntimeFault | None = None  # why it is gone, if it died
-        self.gone = trio.Event()
+        self.over = trio.Event()  # for its users: the leases end
+        self.gone = trio.Event()  # for those who want its memory
         self._life = Life.LOADING
 
     @property
@@ -71,6 +68,7 @@ class Resident:
             raise RuntimeError(f"{self.model.name}: no move from {self._life.name} to {to.name}")
         self._life = to
         if to is Life.GONE:
+            self.over.set()
             self.gone.set()
 
     def become_ready(self, report: MemoryReport, now_s: float) -> None:
@@ -80,17 +78,26 @@ class Resident:
         self.move(Life.READY)
 
     def lease(self, keep_alive_s: float | None) -> None:
-        """Let one user in; a keep-alive it brings replaces the one before."""
+        """Let one user in; a keep-alive it brings replaces the one before, and a negative one pins the model.
+
+        A negative default does not pin: it says that nothing expires, not that nothing may make room.
+        """
         if self._life is not Life.READY:
             raise RuntimeError(f"{self.model.name}: a lease while {self._life.name}")
         self.n_leases += 1
         if keep_alive_s is not None:
             self.keep_alive_s = keep_alive_s
+            self.is_pinned = keep_alive_s < 0
 
     def release(self, now_s: float) -> None:
         """One user leaves; the keep-alive starts when the last one does."""
         self.n_leases -= 1
         self.idle_since_s = now_s
+
+    @property
+    def keep(self) -> Keep:
+        """How long it stays, as its runner remembers it."""
+        return Keep(self.keep_alive_s, self.is_pinned)
 
     @property
     def is_idle(self) -> bool:
@@ -137,37 +144,3 @@ class Resident:
             n_leases=self.n_leases,
             progress=self.progress if self._life is Life.LOADING else None,
         )
-
-
-def serves(
-    options: LoadOptions, report: MemoryReport | None, wanted: LoadOptions, defaults: LoadOptions
-) -> bool:
-    """Whether a model loaded with `options` serves a request for `wanted`, or must be loaded anew.
-
-    A field that the request leaves open is content with anything; one that the load left open has the
-    default.
-    The context left open is content with one as long as the default at least: in a shorter one, which
-    somebody else asked for, prompts would be cut that nobody meant to be cut.
-    A context that was cut to the trained one is still the context that was asked for.
-    """
-    if wanted.n_ctx != options.n_ctx and not _has_context(
-        options, report, wanted.n_ctx, defaults.n_ctx or DEFAULT_N_CTX
-    ):
-        return False
-    if wanted.n_gpu >= 0 and wanted.n_gpu != options.n_gpu:
-        return False
-    return all(
-        getattr(wanted, field) in ("", 0, getattr(options, field) or getattr(defaults, field))
-        for field in ("n_batch", "n_thread", "n_parallel", "kv_type")
-    )
-
-
-def _has_context(
-    options: LoadOptions, report: MemoryReport | None, wanted_n_ctx: int, default_n_ctx: int
-) -> bool:
-    if report is None:
-        return wanted_n_ctx == 0 and options.n_ctx >= default_n_ctx
-    n_ctx = wanted_n_ctx or default_n_ctx
-    if report.n_ctx_train:
-        n_ctx = min(n_ctx, report.n_ctx_train)
-    return report.n_ctx >= n_ctx if wanted_n_ctx == 0 else report.n_ctx == n_ctx

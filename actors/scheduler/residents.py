@@ -1,7 +1,7 @@
 """The models in memory, and the one task that ends them: by keep-alive, by eviction, or because they died."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import trio
 
@@ -15,6 +15,8 @@ from actors.scheduler.life import Life, Resident
 from actors.scheduler.obituary import death_of
 from actors.scheduler.runners import LAST_WORDS_S, Runners
 from actors.scheduler.sizes import size_text
+
+READ_BYTES_PER_S = 1 << 30  # a guess for models whose load nobody measured: they outlived a scheduler
 
 
 class Residents:
@@ -58,16 +60,14 @@ class Residents:
         if resident.life is Life.LOADING:
             resident.is_unwanted = True
         elif resident.life is Life.READY:
-            self._journal.note(f"{resident.model.name} [{resident.runner_id}] expires: {why}")
+            self._note(resident, f"expires: {why}")
             resident.move(Life.EXPIRING)
         self._changes.notify()
 
     def abandon(self, resident: Resident) -> None:
         """A load that failed or that nobody waits for any more: end its runner."""
         if resident.life is Life.LOADING:
-            resident.move(Life.STOPPING)
-            self._to_stop.append(resident.runner_id)
-        self._changes.notify()
+            self._stop_soon(resident)
 
     def dismiss(self, runner_id: str, why: str) -> None:
         """End a runner that is nobody's."""
@@ -102,21 +102,41 @@ class Residents:
             self._lost_at_s[resident.runner_id] = trio.current_time() + LAST_WORDS_S
             self._changes.notify()
 
+    def give_up(self, resident: Resident, fault: RuntimeFault) -> None:
+        """A loaded runner is of no use any more: end its leases with this fault, then the runner."""
+        self.expire(resident, fault.message)
+        if resident.life is Life.EXPIRING:
+            resident.fault = fault
+            resident.over.set()
+            self._stop_soon(resident)
+
+    def _stop_soon(self, resident: Resident) -> None:
+        resident.move(Life.STOPPING)
+        self._to_stop.append(resident.runner_id)
+        self._changes.notify()
+
     def _lose(self, resident: Resident, exited: RunnerExited | None) -> None:
         resident.fault = death_of(resident.model.name, exited, "while it was loaded")
-        self._journal.note(f"{resident.model.name} [{resident.runner_id}] is gone: {resident.fault.message}")
+        self._note(resident, f"is gone: {resident.fault.message}")
         self._remove(resident)
+
+    def _note(self, resident: Resident, what: str) -> None:
+        name = f"{resident.model.name} [{resident.runner_id}]"
+        self._journal.note(f"{name} {what}", resident.model.digest)
 
     def _remove(self, resident: Resident) -> None:
         resident.move(Life.GONE)
-        self._ledger.drop(resident.runner_id)
+        self._ledger.drop(resident.runner_id, resident.model.name, trio.current_time())
         self._lost_at_s.pop(resident.runner_id, None)
         if self._by_digest.get(resident.model.digest) is resident:
             del self._by_digest[resident.model.digest]
         self._changes.notify()
 
-    def candidates(self) -> tuple[Candidate, ...]:
-        """Who could be evicted: the ready, and those that wait for their last lease."""
+    def candidates(self, besides: str) -> tuple[Candidate, ...]:
+        """Who could leave for the model of digest `besides`, now or in a while.
+
+        The ready, the loading, and those that wait for their last lease.
+        """
         return tuple(
             Candidate(
                 digest=resident.model.digest,
@@ -124,9 +144,15 @@ class Residents:
                 last_used_s=resident.idle_since_s,
                 is_idle=resident.is_idle,
                 held_bytes=self._ledger.held_bytes(resident.runner_id),
+                reload_s=resident.reload_s or _read_s(self._ledger.held_bytes(resident.runner_id)),
+                is_pinned=resident.is_pinned,
             )
             for resident in self
-            if resident.life is Life.READY or (resident.life is Life.EXPIRING and resident.n_leases)
+            if resident.model.digest != besides
+            and (
+                resident.life in (Life.LOADING, Life.READY)
+                or (resident.life is Life.EXPIRING and resident.n_leases)
+            )
         )
 
     def evict(self, candidate: Candidate, why: str) -> None:
@@ -135,14 +161,16 @@ class Residents:
         if resident is not None and resident.life is Life.READY:
             self.n_evictions += 1
             size = size_text(sum(candidate.held_bytes.values()))
-            self.expire(resident, f"evicted ({size}), least recently used, {why}")
+            idle_s = trio.current_time() - candidate.last_used_s
+            self.expire(resident, f"evicted ({size}, idle for {idle_s:.0f} s), {why}")
 
-    def leaving(self) -> tuple[Resident, ...]:
-        """Those whose memory comes back without anybody's doing."""
+    def leaving(self, device: str = "") -> tuple[Resident, ...]:
+        """Those whose memory, of this device or of any, comes back without anybody's doing."""
         return tuple(
             resident
             for resident in self
-            if resident.life is Life.STOPPING or (resident.life is Life.EXPIRING and not resident.n_leases)
+            if (resident.life is Life.STOPPING or (resident.life is Life.EXPIRING and not resident.n_leases))
+            and (not device or self._ledger.held_bytes(resident.runner_id).get(device))
         )
 
     def listing(self) -> tuple[LoadedModel, ...]:
@@ -173,8 +201,7 @@ class Residents:
             why = "unloaded" if resident.is_unwanted else f"idle for {resident.keep_alive_s:g} s"
             self.expire(resident, why)
         if resident.life is Life.EXPIRING and not resident.n_leases:
-            resident.move(Life.STOPPING)
-            self._to_stop.append(resident.runner_id)
+            self._stop_soon(resident)
         return min(resident.expires_at_s(), lost_at_s)
 
     async def _stop(self, runner_id: str) -> None:
@@ -187,3 +214,7 @@ class Residents:
         resident = self.of_runner(runner_id)
         if resident is not None and resident.life is Life.STOPPING:
             self._remove(resident)
+
+
+def _read_s(held_bytes: Mapping[str, int]) -> float:
+    return sum(held_bytes.values()) / READ_BYTES_PER_S

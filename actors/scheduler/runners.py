@@ -5,6 +5,7 @@ The link to the host comes and goes with the host; runners are its children and 
 
 import logging
 import math
+import secrets
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ from actors.errors import PeerGone, QueueFull, RuntimeFault
 from actors.link import Link
 from actors.protocol import (
     GetStats,
+    ModelSpec,
     RunnerExited,
     RunnerStarted,
     SpawnRunner,
@@ -27,6 +29,7 @@ HOST_WAIT_S = 15.0  # a host that is being restarted is back well before
 SPAWN_S = 90.0  # the host itself gives a runner 60 s to answer
 STOP_S = 20.0  # the host's ladder ends in SIGKILL before
 LAST_WORDS_S = 2.0  # between the end of a runner's socket and the host's report of its death
+COUNT_AGAIN_S = 1.0  # the host names its runners at once
 EXITS_KEPT = 256  # deaths remembered for those who ask a moment later
 
 N_RUNNERS_GAUGE = "runners"  # in the host's Stats: living runners
@@ -73,9 +76,13 @@ class Runners:
 
     async def _count(self, link: Link) -> None:
         """Until the host has named as many runners as it says it has: only then is what we hear complete."""
-        stats = await link.ask(GetStats(), Stats)
-        while len(self.living) < stats.gauges.get(N_RUNNERS_GAUGE, 0):
-            await self._changed.wait()
+        while True:
+            stats = await link.ask(GetStats(), Stats)
+            # asked again: one of those it counted may have died before it was named
+            with trio.move_on_after(COUNT_AGAIN_S):
+                while len(self.living) < stats.gauges.get(N_RUNNERS_GAUGE, 0):
+                    await self._changed.wait()
+                break
         self.known.set()
         self._on_known()
 
@@ -141,3 +148,9 @@ class Runners:
 def stall_s(load_timeout_s: float) -> float:
     """The configured stall time-out; 0 and less mean none."""
     return load_timeout_s if load_timeout_s > 0 else math.inf
+
+
+def new_runner_id(model: ModelSpec) -> str:
+    """Names the model for those who read process lists; never used twice, not even after a restart."""
+    short = "".join(c for c in model.digest.rpartition(":")[2][:8] if c.isalnum()) or "model"
+    return f"{short}-{secrets.token_hex(4)}"

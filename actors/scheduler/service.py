@@ -24,11 +24,15 @@ from actors.protocol import (
 from actors.scheduler.adoption import Adoption
 from actors.scheduler.changes import Changes
 from actors.scheduler.dispatch import Dispatcher
+from actors.scheduler.health import Health
 from actors.scheduler.journal import Journal
+from actors.scheduler.layout import Policy
 from actors.scheduler.ledger import Ledger
 from actors.scheduler.life import Life, Resident
 from actors.scheduler.loading import Means
+from actors.scheduler.plans import Plans
 from actors.scheduler.queue import Waiter
+from actors.scheduler.reminders import Reminders
 from actors.scheduler.residents import Residents
 from actors.scheduler.runners import Runners, stall_s
 
@@ -48,7 +52,13 @@ class Scheduler:
         )
         self._residents = Residents(self._runners, self._ledger, self._journal, self._changes)
         means = Means(
-            self._runners, self._ledger, self._journal, stall_s(config.load_timeout_s), config.n_thread
+            self._runners,
+            self._ledger,
+            self._journal,
+            stall_s(config.load_timeout_s),
+            config.n_thread,
+            config.n_ctx,
+            Policy(is_spread=config.sched_spread, gpu_overhead_bytes=config.gpu_overhead_bytes),
         )
         defaults = LoadOptions(
             n_ctx=config.n_ctx,
@@ -58,11 +68,12 @@ class Scheduler:
             kv_type=config.kv_type,
         )
         self._dispatcher = Dispatcher(config, means, self._residents, defaults, self._changes)
+        self._plans = Plans(means, self._residents, self._changes, self._dispatcher.others)
         self._adoption = Adoption(
             config.keep_alive_s,
             self._runners,
             self._residents,
-            self._dispatcher,
+            self._plans,
             self._ledger,
             self._journal,
             self._changes,
@@ -74,6 +85,8 @@ class Scheduler:
             nursery.start_soon(self._watch_devices)
             nursery.start_soon(self._runners.run)
             nursery.start_soon(self._residents.run)
+            nursery.start_soon(Health(self._residents).run)
+            nursery.start_soon(Reminders(self._residents, self._changes).run)
             task_status.started()
             await self._adoption.settle()
             await self._dispatcher.run()
@@ -87,11 +100,13 @@ class Scheduler:
                 if resident := self._residents.find(request.digest):
                     self._residents.expire(resident, "somebody asked to unload it")
             case ListLoaded():
-                await replies.send(Loaded(self._residents.listing()))
+                waiting = self._dispatcher.queue.listing(trio.current_time())
+                await replies.send(Loaded(self._residents.listing(), waiting))
             case PlanLoad():
-                await replies.send(await self._dispatcher.plan(request))
+                await replies.send(await self._plans.plan(request))
             case Explain():
-                await replies.send(Explanation(self._journal.decisions()))
+                decisions = self._journal.decisions(request.digest)
+                await replies.send(Explanation(decisions, self._journal.loads(request.digest)))
             case Register():
                 await self._adoption.register(request)
             case _:
@@ -100,14 +115,19 @@ class Scheduler:
     def gauges(self) -> dict[str, float]:
         """Counters for GetStats."""
         lives = [resident.life for resident in self._residents]
+        dispatcher = self._dispatcher
         return {
             "models_loaded": lives.count(Life.READY) + lives.count(Life.EXPIRING),
             "models_loading": lives.count(Life.LOADING),
             "leases": sum(resident.n_leases for resident in self._residents),
-            "queued": len(self._dispatcher.queue),
-            "loads_total": self._dispatcher.n_loads,
-            "load_failures_total": self._dispatcher.n_failures,
+            "queued": len(dispatcher.queue),
+            "queue_refusals_total": dispatcher.queue.n_refused,
+            "loads_total": dispatcher.n_loads,
+            "load_seconds_total": dispatcher.load_s,
+            "load_failures_total": dispatcher.n_failures,
+            "loads_cancelled_total": dispatcher.n_cancelled,
             "evictions_total": self._residents.n_evictions,
+            **{f"held_bytes:{device}": n for device, n in self._ledger.all_held_bytes().items()},
         }
 
     async def _acquire(self, request: Acquire, replies: Replies) -> None:
@@ -126,7 +146,7 @@ class Scheduler:
                 load_s=0.0 if was_loaded else trio.current_time() - began_s,
             )
             await replies.send(lease)
-            await news.gone.wait()
+            await news.over.wait()
             raise news.parting()
         finally:
             if waiter.resident is not None:

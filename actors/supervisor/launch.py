@@ -7,6 +7,8 @@ from typing import Final
 
 import trio
 
+from actors.inherited import child_environment
+
 # The convention needs the child's own pid in its environment and its sockets at fixed descriptors, which
 # only code that runs in the child can give.  A function run between fork and exec may deadlock on another
 # thread's lock; a bare interpreter that becomes the child a few milliseconds later may not.
@@ -23,15 +25,6 @@ if n_sockets:
 os.environ["RUNTIME_LIFELINE_FD"] = str(3 + n_sockets)
 os.execve(command[0], command, os.environ)
 """
-
-_OURS: Final = (
-    "LISTEN_FDS",
-    "LISTEN_FDNAMES",
-    "LISTEN_PID",
-    "NOTIFY_SOCKET",
-    "WATCHDOG_USEC",
-    "WATCHDOG_PID",
-)
 
 
 async def launch(
@@ -54,7 +47,7 @@ async def launch(
         start_new_session=True,
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr.fileno() if stdout is None else stdout,
-        env={key: value for key, value in environ.items() if key not in _OURS},
+        env=child_environment(environ),
     )
 
 

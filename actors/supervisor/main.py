@@ -19,12 +19,13 @@ from typing import Final
 
 import trio
 
-from actors.config import Config, HostAddress, load_config
+from actors.config import Config, load_config
 from actors.errors import ConfigError, RuntimeFault
 from actors.faults import sole_fault
 from actors.inherited import bind_tcp, bind_unix, group_id, inherited_fds, make_run_dir, take_socket
 from actors.lifeline import ORPHAN_S, watch_lifeline
 from actors.logs import start_logging
+from actors.settings import HostAddress
 from actors.supervisor.keeper import HealthPolicy, Keeper, Ties
 from actors.supervisor.notify import Notifier
 from actors.supervisor.policy import RestartPolicy

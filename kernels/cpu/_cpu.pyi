@@ -5,7 +5,7 @@ A dimension is a number >= 0, or -1 - i for the value of the i-th symbol given t
 
 from collections.abc import Sequence
 
-from kernels.backend import Bytes
+from kernels.memory import Bytes
 from kernels.ops.op import F32, I32
 from kernels.ops.sampling import Mask
 
@@ -119,7 +119,6 @@ class Segment:
         n_pages: int,
     ) -> None: ...
     def add_swiglu(self, *, gate: int, up: int, out: int, width: int, n: int) -> None: ...
-    def add_copy(self, *, source: int, target: int, item_bytes: int, dims: Sequence[int]) -> None: ...
     def check_index(self, *, name: str, data: int, limit: int, n: int) -> None: ...
     def check_tables(
         self,

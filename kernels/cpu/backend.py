@@ -6,13 +6,14 @@ be written.  What can change from run to run (dimensions, index arrays) is check
 
 from collections.abc import Mapping, Sequence
 
-from kernels.backend import Allocations, Binding, OutOfMemory
+from kernels.backend import Binding
 from kernels.cpu import _cpu
-from kernels.cpu.memory import CpuBuffer, allocate, round_to_pages
+from kernels.cpu.memory import allocate, round_to_pages
 from kernels.cpu.segment import VECTOR_BYTES, WORD_BYTES, SegmentBuilder, native_cache
 from kernels.dtype import DType
+from kernels.host import HostBuffer, private_bytes
+from kernels.memory import Allocations, OutOfMemory
 from kernels.ops.attention import Attention, StoreKV
-from kernels.ops.copy import Copy
 from kernels.ops.gate import SwiGLU
 from kernels.ops.matmul import Matmul
 from kernels.ops.norm import RmsNorm
@@ -76,6 +77,26 @@ class CpuBackend:
         """Byte alignment of tensors in an arena."""
         return ALIGNMENT
 
+    @property
+    def is_host(self) -> bool:
+        """The CPU's memory is the host's."""
+        return True
+
+    @property
+    def context_bytes(self) -> int:
+        """A process has the CPU from its start."""
+        return 0
+
+    def held_bytes(self) -> int:
+        """The process's own memory."""
+        return private_bytes()
+
+    def open(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
     def refuses(self, op: Op) -> str | None:
         """Why there is no kernel for the op, or None."""
         match op:
@@ -89,7 +110,7 @@ class CpuBackend:
                 return _refuses_states(op.k_state, op.v_state) or _refuses_rotation(op.head_dim, op.rotation)
             case Attention():
                 return _refuses_states(op.k_state, op.v_state)
-            case RmsNorm() | SwiGLU() | Copy():
+            case RmsNorm() | SwiGLU():
                 return None
             case _:
                 return f"no kernel for {type(op).__name__}"
@@ -126,7 +147,7 @@ class CpuBackend:
         """Whole pages."""
         return round_to_pages(n_bytes)
 
-    def allocate(self, n_bytes: int, label: str) -> CpuBuffer:
+    def allocate(self, n_bytes: int, label: str) -> HostBuffer:
         """Zeroed pages that exist; OutOfMemory when there are none."""
         if self._allocations_left is not None:
             self._allocations_left -= 1
@@ -141,8 +162,8 @@ class CpuBackend:
             if refusal is not None:
                 raise ValueError(f"{type(op).__name__} in layer {op.layer}: {refusal}")
             needed = self.workspace_bytes(op, binding.bounds)
-            if binding.workspace.nbytes < needed:
-                raise ValueError(f"{op}: workspace has {binding.workspace.nbytes} bytes, needs {needed}")
+            if binding.workspace.n_bytes < needed:
+                raise ValueError(f"{op}: workspace has {binding.workspace.n_bytes} bytes, needs {needed}")
         builder = SegmentBuilder(_cpu.Segment(self._pool, self.isa), binding)
         for op in binding.ops:
             builder.add(op)

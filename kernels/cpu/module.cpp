@@ -167,15 +167,6 @@ void add_swiglu(Segment& s, Address gate, Address up, Address out, int64_t width
     s.add(std::move(step));
 }
 
-void add_copy(Segment& s, Address source, Address target, int64_t item_bytes, std::vector<Dim> dims) {
-    auto step = std::make_unique<CopyStep>();
-    step->source = at<uint8_t>(source);
-    step->target = at<uint8_t>(target);
-    step->item_bytes = item_bytes;
-    step->dims = std::move(dims);
-    s.add(std::move(step));
-}
-
 void check_index(Segment& s, std::string name, Address data, int64_t limit, Dim n) {
     s.check(IndexCheck{std::move(name), at<int32_t>(data), n, limit});
 }
@@ -307,7 +298,6 @@ NB_MODULE(_cpu, m) {
              "n_visible"_a, "out"_a, "workspace"_a, "n_head"_a, "cache"_a, "window"_a, "scale"_a, "softcap"_a,
              "max_rows"_a, "n"_a, "n_pages"_a)
         .def("add_swiglu", &add_swiglu, nb::kw_only(), "gate"_a, "up"_a, "out"_a, "width"_a, "n"_a)
-        .def("add_copy", &add_copy, nb::kw_only(), "source"_a, "target"_a, "item_bytes"_a, "dims"_a)
         .def("check_index", &check_index, nb::kw_only(), "name"_a, "data"_a, "limit"_a, "n"_a)
         .def("check_tables", &check_tables, nb::kw_only(), "names"_a, "tables"_a, "rows"_a, "n_visible"_a,
              "page_size"_a, "n_cells"_a, "max_seqs"_a, "n"_a, "n_seqs"_a, "n_pages"_a)

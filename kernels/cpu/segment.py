@@ -3,8 +3,8 @@
 from kernels.backend import Binding
 from kernels.cpu import _cpu
 from kernels.dtype import DType
+from kernels.memory import host_array
 from kernels.ops.attention import Attention, StoreKV
-from kernels.ops.copy import Copy
 from kernels.ops.gate import SwiGLU
 from kernels.ops.matmul import Matmul
 from kernels.ops.norm import RmsNorm
@@ -27,8 +27,8 @@ class SegmentBuilder:
         self.segment = segment
         self.symbols = sorted(binding.bounds)
         self._binding = binding
-        self._workspace = binding.workspace.ctypes.data if binding.workspace.nbytes else ABSENT
-        self._copied = {op.out: op.x for op in binding.ops if isinstance(op, Copy)}
+        self._workspace = host_array(binding.workspace).ctypes.data if binding.workspace.n_bytes else ABSENT
+        self._computed = {tensor for op in binding.ops for tensor in op.writes}
         self._addresses: dict[Tensor, int] = {}
         self._checked: set[tuple[object, ...]] = set()
         self._quantized: Tensor | None = None  # whose int8 blocks stand in the workspace
@@ -52,8 +52,6 @@ class SegmentBuilder:
                 self._attention(op)
             case SwiGLU():
                 self._swiglu(op)
-            case Copy():
-                self._copy(op)
             case _:
                 raise TypeError(f"no kernel for {type(op).__name__}")
         if not isinstance(op, Matmul):
@@ -162,18 +160,8 @@ class SegmentBuilder:
             n=self._dim(op.gate.shape[0]),
         )
 
-    def _copy(self, op: Copy) -> None:
-        dtype = op.x.dtype
-        dims = [self._dim(dim) for dim in op.x.shape]
-        item_bytes = dtype.block_bytes
-        if dtype.is_quantized:
-            dims, item_bytes = [], op.x.n_bytes(self._binding.bounds)
-        self.segment.add_copy(
-            source=self._read(op.x), target=self._write(op.out), item_bytes=item_bytes, dims=dims
-        )
-
     def _check_index(self, index: Tensor, limit: int) -> None:
-        index = self._origin(index)
+        index = self._given(index)
         key = (index, limit)
         if key not in self._checked:
             self._checked.add(key)
@@ -182,7 +170,7 @@ class SegmentBuilder:
             )
 
     def _check_tables(self, op: Attention) -> None:
-        tables, rows, n_visible = (self._origin(t) for t in (op.tables, op.rows, op.n_visible))
+        tables, rows, n_visible = (self._given(t) for t in (op.tables, op.rows, op.n_visible))
         n_cells = value_of(op.k_state.shape[0], self._binding.bounds)
         key = (tables, rows, n_visible, op.page_size, n_cells)
         if key in self._checked:
@@ -201,12 +189,11 @@ class SegmentBuilder:
             n_pages=self._dim(tables.shape[1]),
         )
 
-    def _origin(self, index: Tensor) -> Tensor:
-        """Where an index array is before the first op runs: itself, or what is copied from another device."""
-        index = self._copied.get(index, index)
-        if index.role is not Role.INPUT and index not in self._copied.values():
+    def _given(self, index: Tensor) -> Tensor:
+        """An index array, which has to be there before the first op runs, so that it can be checked."""
+        if index in self._computed:
             raise ValueError(
-                f"{index} is computed: an index array has to be an input, so that it can be checked"
+                f"{index} is computed here: an index array has to be given, so that it can be checked"
             )
         return index
 
@@ -225,7 +212,7 @@ class SegmentBuilder:
 
     def _write(self, tensor: Tensor) -> int:
         address = self._read(tensor)
-        if not self._binding.memory[tensor].flags.writeable:
+        if not host_array(self._binding.memory[tensor]).flags.writeable:
             raise ValueError(f"the memory of {tensor} is read-only, and an op writes it")
         return address
 
@@ -237,7 +224,7 @@ class SegmentBuilder:
         return address
 
     def _address(self, tensor: Tensor) -> int:
-        memory = self._binding.memory[tensor]
+        memory = host_array(self._binding.memory[tensor])
         needed = tensor.n_bytes(self._binding.bounds)
         if memory.nbytes < needed or not memory.flags.c_contiguous:
             raise ValueError(f"the memory of {tensor} has {memory.nbytes} bytes, needs {needed}, contiguous")

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -189,20 +188,6 @@ struct GateStep final : Step {
     void run(const Kernels& kernels, const Values& values, int, const PoolThread& thread) const override {
         share(thread, value_of(n, values) * width, kLineFloats,
               [&](int64_t begin, int64_t end) { kernels.swiglu(gate, up, out, begin, end); });
-    }
-};
-
-struct CopyStep final : Step {
-    const uint8_t* source;
-    uint8_t* target;
-    int64_t item_bytes;  // of what the dimensions count
-    std::vector<Dim> dims;
-    void run(const Kernels&, const Values& values, int, const PoolThread& thread) const override {
-        int64_t n_bytes = item_bytes;
-        for (const Dim dim : dims) n_bytes *= value_of(dim, values);
-        share(thread, n_bytes, 4096, [&](int64_t begin, int64_t end) {
-            std::memcpy(target + begin, source + begin, static_cast<size_t>(end - begin));
-        });
     }
 };
 

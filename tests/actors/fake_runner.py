@@ -23,6 +23,7 @@ from actors.protocol import (
     Commit,
     DeviceMemory,
     Fit,
+    Keep,
     LoadProgress,
     MemoryItem,
     MemoryReport,
@@ -110,7 +111,9 @@ class FakeRunner:
         self._runner_id = runner_id
         self._script = Script()
         self._allocated: Alloc | None = None
+        self._holds = False
         self._is_ready = False
+        self.keep: Keep | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         task_status.started()
@@ -127,6 +130,7 @@ class FakeRunner:
             model=held.model if held else None,
             options=held.options if held else None,
             report=report_of(held, self._script, allocated=True) if held else None,
+            keep=self.keep,
         )
         async with link.request(message) as items:
             async for item in items:
@@ -134,6 +138,18 @@ class FakeRunner:
 
     def gauges(self) -> dict[str, float]:
         return {}
+
+    def held_bytes(self) -> dict[str, int]:
+        """What it has allocated, by device."""
+        if self._allocated is None or not self._holds:
+            return {}
+        report = report_of(
+            self._allocated, msgspec.structs.replace(self._script, n_alloc_failures=0), allocated=True
+        )
+        return {
+            device.id: sum(item.measured_bytes for item in (*device.weights, *device.cache))
+            for device in report.devices
+        }
 
     async def handle(self, request: Request, replies: Replies) -> None:
         match request:
@@ -149,11 +165,14 @@ class FakeRunner:
                         signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 report = report_of(request, self._script, allocated=True)
                 self._allocated = request
+                self._holds = not report.failure
                 await replies.send(report)
             case Commit():
                 await self._commit(replies)
             case Close():
-                pass
+                self._holds = False
+            case Keep():
+                self.keep = request
             case _:
                 raise not_understood(request)
 

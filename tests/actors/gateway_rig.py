@@ -23,6 +23,7 @@ from actors.protocol import (
     DoneReason,
     Finished,
     Generate,
+    GetStats,
     Inspect,
     Lease,
     ListLoaded,
@@ -33,11 +34,13 @@ from actors.protocol import (
     MemoryReport,
     ModelInfo,
     Request,
+    Stats,
     TensorEntry,
     Tokenize,
     TokenLogprob,
     Tokens,
     Unload,
+    WaitingModel,
 )
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
@@ -129,6 +132,7 @@ class FakeScheduler:
     acquired: list[Acquire] = field(default_factory=list)
     unloaded: list[str] = field(default_factory=list)
     loaded: tuple[LoadedModel, ...] = ()
+    waiting: tuple[WaitingModel, ...] = ()
     n_leases: int = 0
     leased: trio.Event = field(default_factory=trio.Event)
     released: trio.Event = field(default_factory=trio.Event)
@@ -143,7 +147,10 @@ class FakeScheduler:
             case Unload():
                 self.unloaded.append(request.digest)
             case ListLoaded():
-                await replies.send(Loaded(self.loaded))
+                await replies.send(Loaded(self.loaded, self.waiting))
+            case GetStats():
+                gauges = {"queued": 3.0, "held_bytes:cpu": 7.0}
+                await replies.send(Stats("scheduler", 1, "test", 1.0, gauges))
             case _:
                 raise not_understood(request)
 
@@ -221,7 +228,8 @@ async def gateway_rig(run_dir: Path, models_dir: Path, **settings: object) -> As
     infos: dict[str, ModelInfo] = {}
 
     async def inspect(request: Request, replies: Replies) -> None:
-        assert isinstance(request, Inspect)
+        if not isinstance(request, Inspect):
+            raise not_understood(request)
         await replies.send(infos.get(Path(request.path).name, INFO))
 
     async with trio.open_nursery() as nursery:

@@ -24,6 +24,7 @@ from actors.protocol import (
     GetStats,
     Lease,
     ListLoaded,
+    LoadDecision,
     Loaded,
     LoadedModel,
     LoadOptions,
@@ -33,6 +34,7 @@ from actors.protocol import (
     Stats,
     SubscribeDevices,
     Unload,
+    WaitingModel,
 )
 from actors.runner.host.service import RunnerHost
 from actors.scheduler.service import Scheduler
@@ -43,15 +45,25 @@ MIB = 1 << 20
 
 
 class FakeDiscovery:
-    """One CPU with as much free memory as the test says."""
+    """A CPU, and GPUs if the test adds some, with as much free memory as the test says."""
 
     def __init__(self, free_bytes: int) -> None:
-        self._free_bytes = free_bytes
+        self._devices: dict[str, Device] = {}
         self._changed = trio.Event()
+        self.add("cpu", 1 << 40, free_bytes)
 
-    def set_free(self, free_bytes: int) -> None:
+    def add(self, device: str, total_bytes: int, free_bytes: int) -> None:
+        """A device; one whose id is not "cpu" is a discrete GPU."""
+        library = "cpu" if device == "cpu" else "fake"
+        self._devices[device] = Device(device, library, device, total_bytes, free_bytes)
+        self._tell()
+
+    def set_free(self, free_bytes: int, device: str = "cpu") -> None:
         """Tell all subscribers."""
-        self._free_bytes = free_bytes
+        self._devices[device] = msgspec.structs.replace(self._devices[device], free_bytes=free_bytes)
+        self._tell()
+
+    def _tell(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
 
@@ -64,10 +76,7 @@ class FakeDiscovery:
         while True:
             changed = self._changed
             cpu = CpuInfo(model="fake", n_cores=1, n_threads=1, instruction_sets=())
-            device = Device(
-                id="cpu", library="cpu", name="CPU", total_bytes=1 << 40, free_bytes=self._free_bytes
-            )
-            await replies.send(Devices(cpu, (device,)))
+            await replies.send(Devices(cpu, tuple(self._devices.values())))
             await changed.wait()
 
     def gauges(self) -> dict[str, float]:
@@ -119,16 +128,20 @@ class Rig:
     """What a test drives."""
 
     def __init__(
-        self, directory: Path, config: Config, nursery: trio.Nursery, command: tuple[str, ...]
+        self,
+        directory: Path,
+        config: Config,
+        nursery: trio.Nursery,
+        make_host: Callable[[Config], Service],
     ) -> None:
-        self._command = command
+        self._make_host = make_host
         self.directory = directory
         self.config = config
         self.discovery = FakeDiscovery(100 * MIB)
         self._nursery = nursery
         self.link: Link
         self.discovery_running: Running
-        self.host: RunnerHost
+        self.host: Service
         self.host_running: Running
 
     async def start(self, name: str, service: Service) -> Running:
@@ -186,12 +199,22 @@ class Rig:
 
     async def start_host(self) -> None:
         """The runner host, with fake runners."""
-        self.host = RunnerHost(self.config, self._command)
+        self.host = self._make_host(self.config)
         self.host_running = await self.start("host", self.host)
 
     async def pause(self) -> None:
         """Between two looks at another process."""
         await trio.sleep(0.01)
+
+    async def waiting(self) -> dict[str, WaitingModel]:
+        """What somebody waits for, by name."""
+        answer = await self.link.ask(ListLoaded(), Loaded)
+        return {each.model.name: each for each in answer.waiting}
+
+    async def decision(self, model: ModelSpec) -> LoadDecision:
+        """The latest load of a model."""
+        (decision,) = (await self.link.ask(Explain(digest=model.digest), Explanation)).loads
+        return decision
 
     async def unload(self, model: ModelSpec) -> None:
         """Ask to unload; returns when the scheduler has accepted it."""
@@ -215,6 +238,15 @@ class Rig:
         """The scheduler's decisions, joined."""
         return "\n".join((await self.link.ask(Explain(), Explanation)).decisions)
 
+    async def until_waiting(self, model: ModelSpec, words: str) -> None:
+        """Wait until those who wait for this model are told these words."""
+
+        async def holds() -> bool:
+            waiting = await self.waiting()
+            return model.name in waiting and words in waiting[model.name].reason
+
+        await until(holds)
+
     async def until_loaded(self, *names: str) -> None:
         """Wait for exactly these to be loaded."""
 
@@ -236,7 +268,7 @@ class Rig:
         """Wait for a gauge of the scheduler."""
 
         async def holds() -> bool:
-            return (await self.gauges())[gauge] == value
+            return (await self.gauges()).get(gauge) == value
 
         await until(holds)
 
@@ -286,16 +318,20 @@ async def rig(
     directory: Path,
     *,
     with_scheduler: bool = True,
+    make_host: Callable[[Config], Service] | None = None,
     command: tuple[str, ...] = FAKE_RUNNER,
     **settings: object,
 ) -> AsyncGenerator[Rig, None]:
-    """Discovery, host and scheduler, started; all ended at the end of the block.  Fails after 30 s."""
+    """Discovery, host and scheduler, started; all ended at the end of the block.  Fails after 30 s.
+
+    `command` starts a runner of the ordinary host; `make_host` brings a host of another kind.
+    """
     run_dir = directory / "run"
     make_run_dir(str(run_dir))
     config = msgspec.convert({"run_dir": str(run_dir)} | settings, Config)
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
-            made = Rig(directory, config, nursery, command)
+            made = Rig(directory, config, nursery, make_host or (lambda config: RunnerHost(config, command)))
             made.discovery_running = await made.start("discovery", made.discovery)
             await made.start_host()
             if with_scheduler:

@@ -147,6 +147,8 @@ async def test_each_question_gets_its_answer(run_dir: Path) -> None:
         assert await client.models() == (SPEC,)
         assert await client.loaded() == ()
         assert await client.explain() == ("because",)
+        assert (await client.why("m")).decisions == ("because",)
+        assert await client.waiting() == ()
         assert await client.devices() == ANSWERS[SubscribeDevices]
         assert (await client.stats("scheduler")).name == "x"
         await client.unload("m")
@@ -201,6 +203,8 @@ async def test_the_synchronous_face_does_the_same(run_dir: Path) -> None:
         with SyncClient(run_dir) as client, client.lease("m") as lease:
             assert client.resolve("m") == SPEC
             assert client.models() == (SPEC,)
+            assert client.waiting() == ()
+            assert client.why("m").decisions == ("because",)
             assert client.devices() == ANSWERS[SubscribeDevices]
             assert lease.tokenize("ab") == (1, 2)
             endless = lease.generate("x", n_predict=-1)

@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-import msgspec
 import pytest
 import trio.testing
 
@@ -11,7 +10,7 @@ from actors.config import Config
 from actors.discovery import service
 from actors.discovery.service import Discovery, measure_host, read_file
 from actors.link import connect
-from actors.protocol import Device, Devices, SubscribeDevices
+from actors.protocol import Devices, LibraryReport, SubscribeDevices
 from tests.actors.test_link import linked
 from tests.processes import environment, started, wait_stats
 
@@ -45,44 +44,17 @@ async def test_every_change_is_told_and_nothing_else(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(service, "read_file", read)
     discovery = Discovery(Config())
-    await discovery._measure()
+    for library in discovery._libraries:
+        library.report = LibraryReport(library.name, "none")
+    await discovery._measure_host()
     async with linked(discovery.handle) as link, link.request(SubscribeDevices()) as items:
         told: list[int] = []
         for kib in available_kib:
             current[0] = kib
-            await discovery._measure()
+            await discovery._measure_host()
             await trio.testing.wait_all_tasks_blocked()
         for _ in range(2):
             item = await items.receive()
             assert isinstance(item, Devices)
             told.append(item.devices[0].free_bytes // 1024)
     assert told == [800, 700]
-
-
-async def test_reported_gpus_are_listed_as_unusable() -> None:
-    gpu = Device(
-        id="GPU-1",
-        library="cuda",
-        name="g",
-        total_bytes=10,
-        free_bytes=9,
-        is_usable=False,
-        reason="no backend",
-    )
-    sending, receiving = trio.testing.memory_stream_one_way_pair()
-    discovery = Discovery(Config())
-    line = msgspec.json.encode((gpu,)) + b"\n"
-    for piece in (line[:7], line[7:] + b"[half"):
-        await sending.send_all(piece)
-    await sending.aclose()
-    await discovery._take_reports(receiving)
-    assert discovery._told is not None
-    assert discovery._told.devices[1:] == (gpu,)
-
-
-async def test_a_probe_without_gpus_ends_quietly() -> None:
-    if Path("/proc/driver/nvidia").exists():  # noqa: ASYNC240  # a test's own look
-        pytest.skip("there is an NVIDIA driver here")
-    discovery = Discovery(Config())
-    await discovery._run_probe()
-    assert discovery._gpus == ()

@@ -199,6 +199,14 @@ async def test_metrics_count_what_was_served(rig: Rig) -> None:
     assert "gateway_prompt_tokens_total 7.0" in text
 
 
+async def test_metrics_have_the_gauges_of_the_other_actors_and_say_who_is_down(rig: Rig) -> None:
+    text = (await rig.client.get("/metrics")).text
+    assert "scheduler_queued 3.0" in text
+    assert 'scheduler_held_bytes{device="cpu"} 7.0' in text
+    assert 'actor_up{actor="scheduler"} 1.0' in text
+    assert 'actor_up{actor="discovery"} 0.0' in text
+
+
 async def test_health_follows_the_scheduler(rig: Rig) -> None:
     assert (await rig.client.get("/health")).json() == {"status": "ok", "n_loaded": 0}
     assert (await rig.client.get("/livez")).status_code == 200

@@ -11,7 +11,16 @@ import trio
 
 from actors.inherited import bind_unix, listener_of
 from actors.link import connect, serve
-from actors.protocol import ListModels, LoadedModel, LoadOptions, Models, ModelSpec, Resolve
+from actors.protocol import (
+    ListModels,
+    LoadedModel,
+    LoadOptions,
+    LoadProgress,
+    Models,
+    ModelSpec,
+    Resolve,
+    WaitingModel,
+)
 from tests.actors.gateway_rig import TEMPLATE, Rig, gateway_rig, report
 
 DETAILS = {
@@ -107,6 +116,28 @@ async def test_ps_tells_measured_sizes_and_when_a_model_goes(rig: Rig) -> None:
         "details": DETAILS,
         "size_vram": 20 * 5,
         "context_length": 4096,
+    }
+
+
+async def test_ps_says_how_far_a_load_is_and_who_waits(rig: Rig) -> None:
+    progress = LoadProgress(phase="reading", done_bytes=37, total_bytes=100)
+    spec, other = (ModelSpec(f"{name}:latest", f"sha256:{name}", "/m", 1) for name in "ab")
+    rig.scheduler.loaded = (
+        LoadedModel(spec, LoadOptions(), "r", 1, report(), expires_in_s=60, n_leases=0, progress=progress),
+    )
+    rig.scheduler.waiting = (
+        WaitingModel(spec, LoadOptions(), 2, 1.5, 0, "reading 37 %", progress),
+        WaitingModel(other, LoadOptions(), 1, 0.5, 2, "evicting c:latest"),
+    )
+    answer = (await rig.client.get("/api/ps")).json()
+    assert [model["status"] for model in answer["models"]] == ["reading 37 %"]
+    assert answer["waiting"][1] == {
+        "name": "b:latest",
+        "model": "b:latest",
+        "status": "evicting c:latest",
+        "requests": 1,
+        "requests_before": 2,
+        "waited": 500_000_000,
     }
 
 

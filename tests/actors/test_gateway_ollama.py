@@ -129,11 +129,11 @@ async def test_every_option_reaches_scheduler_and_runner(rig: Rig) -> None:
         "num_ctx": 1024, "num_batch": 128, "num_gpu": 3, "num_thread": 2, "num_keep": 9, "seed": 42,
         "num_predict": 3, "top_k": 5, "top_p": 0.5, "min_p": 0.25, "typical_p": 0.75, "repeat_last_n": 33,
         "temperature": 0.125, "repeat_penalty": 1.5, "presence_penalty": 0.5, "frequency_penalty": 0.25,
-        "stop": ["a", "b"],
+        "stop": ["a", "b"], "num_parallel": 6,
     }  # fmt: skip
     await rig.post("/api/chat", {**CHAT, "options": options, "truncate": False, "shift": False})
     load, request = rig.scheduler.acquired[0].options, rig.runner.requests[0]
-    assert (load.n_ctx, load.n_batch, load.n_gpu, load.n_thread) == (1024, 128, 3, 2)
+    assert (load.n_ctx, load.n_batch, load.n_gpu, load.n_thread, load.n_parallel) == (1024, 128, 3, 2, 6)
     assert msgspec.structs.astuple(request.sampling) == (0.125, 5, 0.5, 0.25, 0.75, 33, 1.5, 0.5, 0.25, 42)
     assert (request.n_predict, request.stop, request.n_keep) == (3, ("a", "b"), 9)
     assert (request.truncate, request.shift) == (False, False)
@@ -305,7 +305,9 @@ async def test_embedding_models_do_not_chat(rig: Rig) -> None:
 async def test_a_full_queue_is_503_in_ollamas_words(rig: Rig) -> None:
     rig.scheduler.fault = QueueFull("512 wait")
     text = "server busy, please try again.  maximum pending requests exceeded"
-    assert error(await rig.post("/api/chat", CHAT)) == (503, text)
+    answer = await rig.post("/api/chat", CHAT)
+    assert error(answer) == (503, text)
+    assert int(answer.headers["retry-after"]) > 0
 
 
 async def test_a_model_that_does_not_fit_is_500_with_the_numbers_and_what_to_do(rig: Rig) -> None:

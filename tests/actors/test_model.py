@@ -12,9 +12,9 @@ import pytest
 
 from actors.errors import ModelError
 from actors.protocol import LoadOptions, ModelSpec
-from actors.runner.memory import private_bytes
 from actors.runner.model import Model
 from kernels.cpu.backend import CpuBackend
+from kernels.host import private_bytes
 from tests.golden import tiny as t
 
 TINY = t.VARIANTS["llama"]
@@ -138,7 +138,7 @@ def test_a_header_that_no_kernel_can_serve_is_refused_in_words(
 def test_a_loaded_model_measures_what_was_planned(path: Path) -> None:
     model = open_model(path, CpuBackend(1))
     assert model.allocate()
-    model.load(lambda done_bytes, total_bytes: None)
+    model.load()
     report = model.report()
     device = report.devices[0]
     items = (*device.weights, *device.cache[:-1], device.graph, report.input_weights)
@@ -149,19 +149,21 @@ def test_a_loaded_model_measures_what_was_planned(path: Path) -> None:
 def test_a_load_says_how_far_it_is_and_ends_where_its_listener_raises(path: Path) -> None:
     model = open_model(path, CpuBackend(1))
     assert model.allocate()
-    told: list[tuple[int, int]] = []
+    told: list[tuple[str, int, int]] = []
 
-    def stop_after_three(done_bytes: int, total_bytes: int) -> None:
-        told.append((done_bytes, total_bytes))
-        if len(told) == 3:
+    def stop_after_two(phase: str, done_bytes: int, total_bytes: int) -> None:
+        told.append((phase, done_bytes, total_bytes))
+        if len(told) == 2:
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        model.load(stop_after_three)
-    assert [done for done, _ in told] == sorted({done for done, _ in told})
-    model.load(lambda done_bytes, total_bytes: told.append((done_bytes, total_bytes)))
-    assert told[0][0] == 0
-    assert told[-1] == (told[0][1], told[0][1])
+        model.load(stop_after_two)
+    told.clear()
+    model.load(lambda *item: told.append(item))
+    _, _, total_bytes = told[0]
+    assert told[0] == ("reading", 0, total_bytes)
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    assert told[-1] == ("finalising", total_bytes, total_bytes)
     model.close()
 
 
@@ -173,5 +175,5 @@ def test_a_load_fails_where_no_tokenizer_can_be_made_of_the_file(path: Path, tmp
     model = open_model(tmp_path / "odd.gguf", CpuBackend(1))
     assert model.allocate()
     with pytest.raises(ModelError, match="merges does not fit"):
-        model.load(lambda done_bytes, total_bytes: None)
+        model.load()
     model.close()

@@ -1,25 +1,18 @@
 """One runner as a process of its own, driven over its socket: fit, alloc, commit, generate, close."""
 
-import os
 import shutil
-import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
 
 from actors.errors import ModelError, ModelNotFound, PeerGone, RequestError, RuntimeFault
-from actors.link import ItemStream, Link, connect
+from actors.link import ItemStream, Link
 from actors.protocol import (
     Alloc,
-    Chunk,
-    Close,
     Commit,
     Detokenize,
-    Finished,
     Fit,
     Generate,
     LayerPlacement,
@@ -32,11 +25,11 @@ from actors.protocol import (
     Tokenize,
     Tokens,
 )
+from tests.actors.runner_process import CEILING_S, close, generate, report_of, runner, told
 from tests.golden import tiny as t
 
 TINY = t.VARIANTS["llama"]
 OPTIONS = LoadOptions(n_ctx=64, n_batch=16, n_parallel=2, n_thread=1)
-CEILING_S = 60
 
 
 @pytest.fixture(scope="module")
@@ -46,44 +39,9 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
     return ModelSpec("tiny:latest", "sha256:0", str(path), path.stat().st_size)
 
 
-@asynccontextmanager
-async def runner(run_dir: Path) -> AsyncIterator[Link]:
-    """A link to a fresh runner process, which is ended and reaped afterwards."""
-    environ = os.environ | {"RUNTIME_RUN_DIR": str(run_dir)}
-    command = [sys.executable, "-m", "actors.runner", "--id", "t"]
-    async with trio.open_nursery() as nursery:
-        start = partial(trio.run_process, command, env=environ, check=False)
-        process: trio.Process = await nursery.start(start)
-        with trio.fail_after(CEILING_S):
-            while not await trio.Path(run_dir / "runner-t.sock").exists():
-                assert process.returncode is None, "the runner ended before it listened"
-                await trio.sleep(0.01)
-            async with connect(f"unix:{run_dir}/runner-t.sock", name="test") as link:
-                yield link
-        process.terminate()
-
-
 async def load(link: Link, spec: ModelSpec) -> tuple[list[LoadProgress], MemoryReport]:
-    await link.ask(Alloc(spec, OPTIONS, ()), MemoryReport)
-    progress: list[LoadProgress] = []
-    async with link.request(Commit()) as stream:
-        async for item in stream:
-            if isinstance(item, MemoryReport):
-                return progress, item
-            assert isinstance(item, LoadProgress)
-            progress.append(item)
-    raise AssertionError("a commit ends with a report")
-
-
-async def generate(link: Link, request: Generate) -> tuple[str, Finished]:
-    text = ""
-    async with link.request(request) as stream:
-        async for item in stream:
-            if isinstance(item, Finished):
-                return text, item
-            assert isinstance(item, Chunk)
-            text += item.text
-    raise AssertionError("an answer ends with Finished")
+    await report_of(link, Alloc(spec, OPTIONS, ()))
+    return await told(link, Commit())
 
 
 async def test_a_model_is_sized_allocated_loaded_used_and_closed(tmp_path: Path, spec: ModelSpec) -> None:
@@ -103,12 +61,6 @@ async def test_a_model_is_sized_allocated_loaded_used_and_closed(tmp_path: Path,
         await close(link)
         with pytest.raises(RequestError, match="empty"):
             await generate(link, Generate("hello", Sampling()))
-
-
-async def close(link: Link) -> None:
-    async with link.request(Close()) as stream:
-        async for _ in stream:
-            raise AssertionError("closing answers nothing")
 
 
 async def test_a_closed_runner_can_load_again(tmp_path: Path, spec: ModelSpec) -> None:
@@ -162,10 +114,10 @@ async def test_a_device_this_runner_cannot_use_is_refused_by_name(tmp_path: Path
 async def test_steps_out_of_order_are_refused(tmp_path: Path, spec: ModelSpec) -> None:
     async with runner(tmp_path) as link:
         with pytest.raises(RequestError, match="alloc comes first"):
-            await link.ask(Commit(), MemoryReport)
-        await link.ask(Alloc(spec, OPTIONS, ()), MemoryReport)
+            await report_of(link, Commit())
+        await report_of(link, Alloc(spec, OPTIONS, ()))
         with pytest.raises(RequestError, match="allocated already"):
-            await link.ask(Alloc(spec, OPTIONS, ()), MemoryReport)
+            await report_of(link, Alloc(spec, OPTIONS, ()))
 
 
 async def test_a_token_outside_the_vocabulary_is_refused_and_the_runner_lives(
@@ -186,7 +138,7 @@ async def test_closing_while_a_load_is_committed_leaves_a_runner_that_loads_agai
     async with runner(tmp_path) as link:
         with trio.fail_after(CEILING_S):
             for _ in range(10):
-                await link.ask(Alloc(spec, OPTIONS, ()), MemoryReport)
+                await report_of(link, Alloc(spec, OPTIONS, ()))
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(commit, link)
                     nursery.start_soon(close, link)
@@ -207,12 +159,12 @@ async def commit(link: Link) -> None:
 
 async def test_a_commit_that_is_given_up_can_be_asked_for_again(tmp_path: Path, spec: ModelSpec) -> None:
     async with runner(tmp_path) as link:
-        await link.ask(Alloc(spec, OPTIONS, ()), MemoryReport)
+        await report_of(link, Alloc(spec, OPTIONS, ()))
         for _ in range(5):
             async with link.request(Commit()) as stream:
                 await stream.receive()
             await close(link)
-            await link.ask(Alloc(spec, OPTIONS, ()), MemoryReport)
+            await report_of(link, Alloc(spec, OPTIONS, ()))
         await close(link)
         assert (await load(link, spec))[0]
 

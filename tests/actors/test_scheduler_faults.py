@@ -15,10 +15,11 @@ from actors.errors import CapacityError, ModelError, PeerGone, RuntimeFault
 from actors.link import connect
 from actors.protocol import LoadOptions, LoadPlan, PlanLoad, Register
 from actors.runner.host import child
-from actors.scheduler import adoption, dispatch, runners
+from actors.scheduler import adoption, health, room, runners
 from actors.scheduler.service import Scheduler
 from tests.actors.fake_runner import Script
-from tests.actors.rig import Rig, rig
+from tests.actors.inside import InsideHost
+from tests.actors.rig import MIB, Rig, rig
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ async def test_a_crash_while_loading_gives_every_waiter_the_last_words(runtime: 
 
 async def test_a_load_that_goes_silent_is_given_up_naming_where(run_dir: Path) -> None:
     async with rig(run_dir, load_timeout_s=1.0) as runtime:
-        with pytest.raises(RuntimeFault, match=r"stalled: no progress for 1 s \(reading, 37 %\)"):
+        with pytest.raises(RuntimeFault, match=r"stalled: no progress for 1 s \(reading 37 %\)"):
             async with runtime.leased(runtime.model("a", Script(stall_at=0.37))):
                 pass
         await runtime.until_runners(0)
@@ -133,6 +134,28 @@ async def test_loaded_models_outlive_a_killed_scheduler(run_dir: Path) -> None:
             assert "is adopted" in await runtime.why()
 
 
+async def test_a_model_kept_for_ever_is_kept_by_the_next_scheduler_too(run_dir: Path) -> None:
+    async with rig(run_dir, with_scheduler=False, make_host=InsideHost) as runtime:
+        a, b = (runtime.model(name, Script(weight_bytes=20 * MIB)) for name in "ab")
+        first = await runtime.start("scheduler", Scheduler(runtime.config))
+        async with runtime.connected():
+            async with runtime.leased(a, keep_alive_s=-1):
+                pass
+            host = runtime.host
+            assert isinstance(host, InsideHost)
+            while not all(runner.keep for runner in host.runners.values()):
+                await runtime.pause()
+        await first.stop()
+        await runtime.start("scheduler", Scheduler(runtime.config))
+        async with runtime.connected():
+            await runtime.until_loaded("a")
+            assert (await runtime.loaded())["a"].expires_in_s is None
+            with pytest.raises(CapacityError, match="b at n_ctx"):
+                async with runtime.leased(b):
+                    pass
+            await runtime.until_loaded("a")
+
+
 async def test_a_runner_that_was_loading_when_its_scheduler_died_is_stopped(run_dir: Path) -> None:
     async with rig(run_dir, with_scheduler=False) as runtime:
         model = runtime.model("a", Script(gate=str(run_dir / "never")))
@@ -143,6 +166,59 @@ async def test_a_runner_that_was_loading_when_its_scheduler_died_is_stopped(run_
         await runtime.until_runners(1)
         async with scheduler_process(runtime):
             await runtime.until_runners(0)
+
+
+async def test_a_scheduler_killed_in_the_middle_of_an_eviction_finds_what_is_left(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "TERM_S", 1.0)
+    async with rig(run_dir, with_scheduler=False) as runtime:
+        a = runtime.model("a", Script(weight_bytes=20 * MIB, ignore_sigterm=True))
+        b = runtime.model("b", Script(weight_bytes=20 * MIB))
+        async with scheduler_process(runtime) as scheduler:
+            async with runtime.leased(a):
+                pass
+            async with runtime.acquiring(b):
+                await runtime.until_waiting(b, "evicting a")
+                scheduler.kill()
+                await scheduler.wait()
+        async with scheduler_process(runtime):
+            async with runtime.leased(b):
+                await runtime.until_loaded("b")
+            assert (await runtime.gauges())["held_bytes:cpu"] == 60 * MIB
+        await runtime.until_runners(1)
+
+
+async def test_a_scheduler_killed_while_a_load_waits_for_room_lets_everybody_in_again(run_dir: Path) -> None:
+    async with rig(run_dir, with_scheduler=False) as runtime:
+        a, b = (runtime.model(name, Script(weight_bytes=20 * MIB)) for name in "ab")
+        async with scheduler_process(runtime) as scheduler, runtime.acquiring(a) as busy:
+            before = await busy.lease()
+            async with runtime.acquiring(b):
+                await runtime.until_waiting(b, "waiting for users of a to finish")
+                scheduler.kill()
+                await scheduler.wait()
+        async with scheduler_process(runtime):
+            async with runtime.leased(a) as after:
+                assert after.runner_id == before.runner_id
+            await runtime.until_runners(1)  # the one that was fitted for b was stopped
+
+
+async def test_a_runner_that_hangs_is_stopped_and_its_model_loaded_anew(
+    runtime: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "PERIOD_S", 0.05)
+    monkeypatch.setattr(health, "ANSWER_S", 1.0)
+    monkeypatch.setattr(child, "TERM_S", 0.2)
+    model = runtime.model("a")
+    async with runtime.acquiring(model) as asking:
+        first = await asking.lease()
+        os.kill((await runtime.loaded())["a"].runner_pid, signal.SIGSTOP)
+        with pytest.raises(PeerGone, match="a: the runner did not answer within"):
+            await asking.items.receive()
+    async with runtime.leased(model) as second:
+        assert second.runner_id != first.runner_id
+    await runtime.until_runners(1)
 
 
 async def test_a_plan_whose_asker_left_leaves_no_runner(runtime: Rig) -> None:
@@ -163,7 +239,7 @@ async def test_a_stopped_scheduler_leaves_its_runners(run_dir: Path) -> None:
 async def test_without_discovery_a_load_is_refused_in_time(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "DEVICES_WAIT_S", 0.2)
+    monkeypatch.setattr(room, "DEVICES_WAIT_S", 0.2)
     async with rig(run_dir) as runtime:
         await runtime.discovery_running.stop()
         fresh = await runtime.start("other", Scheduler(runtime.config))

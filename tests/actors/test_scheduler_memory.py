@@ -131,8 +131,44 @@ async def test_an_allocation_that_fails_is_reported_by_name(runtime: Rig) -> Non
 async def test_an_allocation_that_fails_evicts_and_is_tried_again(runtime: Rig) -> None:
     async with runtime.leased(runtime.model("other")):
         pass
-    async with runtime.leased(runtime.model("a", Script(n_alloc_failures=1))):
+    async with runtime.leased(runtime.model("a", Script(n_alloc_failures=1)), LoadOptions(n_ctx=4096)):
         await runtime.until_loaded("a")
+
+
+async def test_without_a_context_named_the_longest_is_taken_that_memory_holds_with_ease(
+    runtime: Rig,
+) -> None:
+    async with runtime.leased(growing(runtime)) as lease:
+        assert lease.n_ctx == 4352  # a quarter of 70 MiB at 4 KiB for each position, in steps of 256
+
+
+async def test_a_context_in_the_configuration_is_before_the_longest(run_dir: Path) -> None:
+    async with rig(run_dir, n_ctx=1024) as runtime, runtime.leased(growing(runtime)) as lease:
+        assert lease.n_ctx == 1024
+
+
+async def test_a_long_context_that_cannot_be_allocated_makes_way_for_a_shorter_one(runtime: Rig) -> None:
+    async with runtime.leased(runtime.model("other")):
+        pass
+    model = runtime.model("a", Script(n_ctx_train=65536, n_alloc_failures=2))
+    async with runtime.leased(model) as lease:
+        assert lease.n_ctx == 4096 + (65536 - 4096) // 4
+        await runtime.until_loaded("a", "other")
+
+
+async def test_a_plan_shows_what_each_context_takes(runtime: Rig) -> None:
+    plan = await runtime.link.ask(PlanLoad(growing(runtime), LoadOptions()), LoadPlan)
+    rows = [(row.n_ctx, row.cache_bytes, row.is_full_speed, row.is_chosen) for row in plan.contexts]
+    assert rows == [
+        (2048, 8 * MIB, True, False),
+        (4096, 16 * MIB, True, False),
+        (4352, 17 * MIB, True, True),
+        (8192, 32 * MIB, True, False),
+        (16384, 64 * MIB, True, False),
+        (32768, 128 * MIB, False, False),
+        (65536, 256 * MIB, False, False),
+    ]
+    assert [row.total_bytes for row in plan.contexts[:2]] == [38 * MIB, 46 * MIB]
 
 
 async def test_memory_that_discovery_finds_anew_is_used(runtime: Rig) -> None:
@@ -175,6 +211,13 @@ async def test_a_plan_names_room_that_eviction_would_make(runtime: Rig) -> None:
 async def test_decisions_are_explained_with_their_numbers(runtime: Rig) -> None:
     async with runtime.leased(sized(runtime, "a", 30)):
         assert "a at n_ctx 4096 needs 30.0 MiB, cpu has 100 MiB free" in await runtime.why()
+
+
+def growing(runtime: Rig) -> ModelSpec:
+    """30 MiB of weights, 4 KiB of cache for each position."""
+    return runtime.model(
+        "growing", Script(weight_bytes=10 * MIB, cache_bytes_per_ctx=2 << 10, n_ctx_train=65536)
+    )
 
 
 async def until_said(runtime: Rig, words: str) -> str:

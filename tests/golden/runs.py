@@ -14,6 +14,7 @@ from actors.runner.models.families import build_program
 from actors.runner.models.hparams import read_hparams
 from kernels.backend import Backend
 from kernels.dtype import DType
+from kernels.memory import HostMemory
 from kernels.ops.sampling import SamplingParams
 from kernels.plan import Placement, plan
 
@@ -39,9 +40,12 @@ class Bound:
         made = plan(program, Placement((name,) * (hparams.n_layer + 1), name), {name: backend}, bounds)
         self._graph = backend.allocate(made.graph_bytes[name], "graph")
         self._states = {t.name: backend.allocate(t.n_bytes({}), "cache") for t in program.states.values()}
-        weights = {(t.name, d): np.frombuffer(file.tensor_bytes(t.name), np.uint8) for t, d in made.weights}
-        states = {name: buffer.array for name, buffer in self._states.items()}
-        self._executable = made.bind({name: backend}, {name: self._graph.array}, weights, states)
+        weights = {
+            (t.name, d): HostMemory(np.frombuffer(file.tensor_bytes(t.name), np.uint8))
+            for t, d in made.weights
+        }
+        states = {name: buffer.memory for name, buffer in self._states.items()}
+        self._executable = made.bind({name: backend}, {name: self._graph.memory}, weights, states)
 
     def open(self) -> Slot:
         """An empty slot."""

@@ -4,7 +4,9 @@ Inputs lie between NaNs, outputs between and on a known pattern; weights begin a
 promises less alignment than a vector wants.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 
 import numpy as np
@@ -12,13 +14,16 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from kernels.backend import Backend, Binding, Bytes
+from kernels.backend import Backend, Binding
 from kernels.cpu.backend import ALIGNMENT, CpuBackend, available_isas
 from kernels.dtype import DType
 from kernels.executable import view
+from kernels.memory import Bytes, HostMemory, Memory
 from kernels.ops.op import F32, Array, Op
 from kernels.program import ProgramBuilder
 from kernels.reference import ReferenceBackend
+from kernels.sim.backend import SimBackend
+from kernels.sim.machine import SimMachine
 from kernels.tensor import Role, Tensor
 
 settings.register_profile("kernels", deadline=None, max_examples=25, derandomize=True)
@@ -28,14 +33,27 @@ GUARD_BYTES = 512
 NAN_BYTE = 0xFF  # four of them are a NaN in F32, two in F16
 POISON_BYTE = 0xA5
 
+
+def simulated() -> SimBackend:
+    """An accelerator with the host's kernels; its folder goes with this process."""
+    machine = SimMachine(SIM_FOLDER.name)
+    machine.add_device("sim:0", 1 << 40)
+    backend = SimBackend(machine, "sim:0", CpuBackend(2))
+    backend.open()
+    return backend
+
+
+SIM_FOLDER = tempfile.TemporaryDirectory()
+
 BACKENDS: Mapping[str, Backend] = {
     "reference": ReferenceBackend(),
+    "sim": simulated(),
     **{
         f"cpu-{isa}": CpuBackend(n_threads, isa)
         for isa, n_threads in zip(available_isas(), (2, 1, 3, 2), strict=False)
     },
 }
-CPU_BACKENDS = {name: backend for name, backend in BACKENDS.items() if name != "reference"}
+CPU_BACKENDS = {name: backend for name, backend in BACKENDS.items() if name.startswith("cpu")}
 
 each_backend = pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS.keys())
 each_cpu = pytest.mark.parametrize("backend", CPU_BACKENDS.values(), ids=CPU_BACKENDS.keys())
@@ -50,10 +68,26 @@ class Guarded:
         raw = np.full(n_bytes + 2 * GUARD_BYTES + ALIGNMENT + offset, guard, np.uint8)
         skip = -raw.ctypes.data % ALIGNMENT
         self._guard = guard
+        self._start = start
+        self._whole = raw[skip:]
         self._before = raw[: skip + start]
         self.array: Bytes = raw[skip + start : skip + start + n_bytes]
         self._after = raw[skip + start + n_bytes :]
         self.array[...] = fill
+
+    @contextmanager
+    def on(self, backend: Backend) -> Generator[Memory]:
+        """As the backend's kernels see it in the block: in place, or copied there and back, guards too."""
+        if backend.is_host:
+            yield HostMemory(self.array)
+            return
+        buffer = backend.allocate(self._whole.nbytes, "guarded")
+        try:
+            buffer.memory.upload(self._whole)
+            yield buffer.memory.part(self._start, self.array.nbytes)
+            buffer.memory.download(self._whole)
+        finally:
+            buffer.free()
 
     def expect_whole(self, what: str) -> None:
         """Fail when something was written outside."""
@@ -104,13 +138,21 @@ def run_ops(backend: Backend, build: Callable[[OneOp], Sequence[Tensor]]) -> lis
     memory = {tensor: _fill(tensor, one.given.get(tensor)) for op in ops for tensor in tensors_of(op)}
     n_scratch = max((backend.workspace_bytes(op, {}) for op in ops), default=0)
     workspace = Guarded(n_scratch, POISON_BYTE, POISON_BYTE)
-    backend.bind(Binding(ops, {t: m.array for t, m in memory.items()}, {}, workspace.array)).run({})
+    with ExitStack() as stack:
+        there = {t: stack.enter_context(m.on(backend)) for t, m in memory.items()}
+        scratch = stack.enter_context(workspace.on(backend))
+        backend.bind(Binding(ops, there, {}, scratch)).run({})
     workspace.expect_whole("the workspace")
     for tensor, guarded in memory.items():
         guarded.expect_whole(repr(tensor))
         if tensor.role in (Role.INPUT, Role.WEIGHT):
             np.testing.assert_array_equal(guarded.array, one.given[tensor], err_msg=f"{tensor} was written")
     return [view(memory[t].array, t, {}).copy() for t in results]
+
+
+def on_host(memory: Mapping[Tensor, Bytes]) -> dict[Tensor, Memory]:
+    """Arrays as a binding wants them."""
+    return {tensor: HostMemory(array) for tensor, array in memory.items()}
 
 
 def tensors_of(op: Op) -> list[Tensor]:

@@ -1,21 +1,28 @@
 """Plans: values that live together share no bytes, splits over devices change nothing, fit is arithmetic."""
 
 import itertools
+from collections.abc import Iterable
+from contextlib import ExitStack
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from kernels.backend import Backend
 from kernels.dtype import DType
+from kernels.memory import Bytes, Memory
 from kernels.ops.copy import Copy
-from kernels.ops.op import F32
+from kernels.ops.op import F32, Array
 from kernels.ops.rope import Rotation
-from kernels.plan import Placement, Plan, plan
+from kernels.plan import Placement, Plan, PlanError, plan
 from kernels.program import Program, ProgramBuilder, ShapeError
 from kernels.reference import ReferenceBackend
+from kernels.sim.backend import SimBackend
+from kernels.sim.machine import SimMachine
 from kernels.tensor import N_OUTPUTS, N_TOKENS, Role, Sym, Tensor, shape_of
 
+FAR = ("far:0", "far:1")  # what the host cannot reach
 BOUNDS = {"n_tokens": 7, "n_outputs": 2, "n_seqs": 1, "n_pages": 2}
 N_EMBD, N_VOCAB, PAGE = 8, 12, 4
 
@@ -52,28 +59,62 @@ def tiny_program(n_layer: int) -> Program:
     return g.build()
 
 
-def run(program: Program, placement: Placement, n_tokens: int = 5) -> F32:
-    backends = {name: ReferenceBackend(name) for name in dict.fromkeys((placement.input, *placement.layers))}
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> SimMachine:
+    """Two accelerators."""
+    machine = SimMachine(tmp_path_factory.mktemp("machine"))
+    for device in FAR:
+        machine.add_device(device, 1 << 40)
+    return machine
+
+
+def opened(devices: Iterable[str], machine: SimMachine | None) -> dict[str, Backend]:
+    """Reference backends, those named in FAR simulated; with open contexts."""
+    backends: dict[str, Backend] = {}
+    for device in dict.fromkeys(devices):
+        host = ReferenceBackend(device)
+        backends[device] = SimBackend(machine, device, host) if machine and device in FAR else host
+        backends[device].open()
+    return backends
+
+
+def run(program: Program, placement: Placement, n_tokens: int = 5, machine: SimMachine | None = None) -> F32:
+    backends = opened((placement.input, *placement.layers), machine)
     made = plan(program, placement, backends, BOUNDS)
     rng = np.random.default_rng(1)
     values = {
         name: rng.standard_normal(shape_of(t.shape, {})).astype(np.float32)
         for name, t in program.weights.items()
     }
-    weights = {(t.name, device): values[t.name].view(np.uint8).reshape(-1) for t, device in made.weights}
-    states = {name: np.zeros(t.n_bytes({}), np.uint8) for name, t in program.states.items()}
-    graphs = {device: np.full(n, 0xFF, np.uint8) for device, n in made.graph_bytes.items()}  # NaNs
+    homes = {t.name: made.homes[t] for t in program.states.values()}
+    with ExitStack() as stack:
+
+        def filled(device: str, content: Bytes) -> Memory:
+            buffer = backends[device].allocate(content.nbytes, "test")
+            stack.callback(buffer.free)
+            buffer.memory.upload(content)
+            return buffer.memory
+
+        weights = {(t.name, d): filled(d, values[t.name].view(np.uint8).reshape(-1)) for t, d in made.weights}
+        states = {n: filled(homes[n], np.zeros(t.n_bytes({}), np.uint8)) for n, t in program.states.items()}
+        # all bits set are NaNs
+        graphs = {d: filled(d, np.full(n, 0xFF, np.uint8)) for d, n in made.graph_bytes.items()}
+        executable = made.bind(backends, graphs, weights, states)
+        return executable.run(inputs_of(n_tokens))["logits"].astype(np.float32)
+
+
+def inputs_of(n_tokens: int) -> dict[str, Array]:
+    """A prompt whose second page comes first."""
     line = np.arange(n_tokens, dtype=np.int32)
-    inputs = {
-        **{
-            "tokens": line % N_VOCAB,
-            "positions": line,
-            "cells": (line + np.where(line < PAGE, PAGE, -PAGE)).astype(np.int32),
-        },
-        **{"rows": line * 0, "seen": line + 1, "tables": np.array([[1, 0]], np.int32)},
+    return {
+        "tokens": line % N_VOCAB,
+        "positions": line,
+        "cells": (line + np.where(line < PAGE, PAGE, -PAGE)).astype(np.int32),
+        "rows": line * 0,
+        "seen": line + 1,
+        "tables": np.array([[1, 0]], np.int32),
         "outputs": np.array([n_tokens - 1], np.int32),
     }
-    return made.bind(backends, graphs, weights, states).run(inputs)["logits"].astype(np.float32)
 
 
 @settings(deadline=None)
@@ -84,13 +125,37 @@ def test_any_split_over_devices_gives_the_same_result(devices: list[str], home: 
     assert np.array_equal(run(program, Placement(tuple(devices), home)), alone)
 
 
+@pytest.mark.parametrize("devices", list(itertools.product(("a", *FAR), repeat=3)))
+def test_any_split_over_devices_that_the_host_cannot_reach_gives_the_same_result(
+    devices: tuple[str, ...], machine: SimMachine
+) -> None:
+    program = tiny_program(2)
+    for n_tokens in (5, 1):
+        alone = run(program, Placement(("a",) * 3, "a"), n_tokens)
+        assert np.array_equal(run(program, Placement(devices, "a"), n_tokens, machine), alone)
+
+
 def test_a_value_is_copied_once_to_each_device_that_reads_it() -> None:
     program = tiny_program(2)
-    backends = {name: ReferenceBackend(name) for name in "ab"}
-    made = plan(program, Placement(("a", "b", "b"), "a"), backends, BOUNDS)
+    made = plan(program, Placement(("a", "b", "b"), "a"), opened("ab", None), BOUNDS)
     copied = [(step.op.x, step.device) for step in made.steps if isinstance(step.op, Copy)]
     assert copied
     assert len(set(copied)) == len(copied)
+
+
+def test_between_two_devices_that_the_host_cannot_reach_lies_a_copy_on_the_host(machine: SimMachine) -> None:
+    program = tiny_program(2)
+    backends = opened(("a", *FAR), machine)
+    made = plan(program, Placement((*FAR, FAR[0]), "a"), backends, BOUNDS)
+    moves = [(made.homes[s.op.x], s.device) for s in made.steps if isinstance(s.op, Copy)]
+    assert all("a" in move for move in moves)
+    assert {(FAR[0], "a"), ("a", FAR[1]), (FAR[1], "a"), ("a", FAR[0])} == set(moves)
+    assert made.homes[made.outputs["logits"]] == "a"
+
+
+def test_inputs_arrive_on_a_host(machine: SimMachine) -> None:
+    with pytest.raises(PlanError, match="far:0 is not"):
+        plan(tiny_program(1), Placement(("a", "a"), FAR[0]), opened(("a", *FAR), machine), BOUNDS)
 
 
 def lives(made: Plan) -> dict[Tensor, tuple[int, int]]:
@@ -101,7 +166,7 @@ def lives(made: Plan) -> dict[Tensor, tuple[int, int]]:
             if tensor in made.offsets:
                 first, _ = alive.get(tensor, (-1 if tensor.role is Role.INPUT else index, index))
                 alive[tensor] = (first, index)
-    for tensor in made.program.outputs.values():
+    for tensor in made.outputs.values():
         alive[tensor] = (alive[tensor][0], len(made.steps))
     return alive
 
@@ -115,12 +180,15 @@ def assert_no_overlap(made: Plan) -> None:
             assert ends[0] <= start_b or ends[1] <= start_a, f"{a} and {b} share bytes"
 
 
-def test_values_that_live_together_share_no_byte_and_stay_inside_the_arena() -> None:
-    backends = {name: ReferenceBackend(name) for name in "ab"}
-    made = plan(tiny_program(4), Placement(("a", "b", "a", "b", "b"), "a"), backends, BOUNDS)
+@pytest.mark.parametrize("b", ["b", FAR[0]])
+def test_values_that_live_together_share_no_byte_and_stay_inside_the_arena(
+    b: str, machine: SimMachine
+) -> None:
+    backends = opened(("a", b), machine)
+    made = plan(tiny_program(4), Placement(("a", b, "a", b, b), "a"), backends, BOUNDS)
     assert_no_overlap(made)
     for tensor, offset in made.offsets.items():
-        assert offset % 64 == 0
+        assert offset % backends[made.homes[tensor]].alignment == 0
         assert offset + tensor.n_bytes(BOUNDS) <= made.arena_bytes[made.homes[tensor]]
 
 

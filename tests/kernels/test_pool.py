@@ -9,16 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.backend import Binding, OutOfMemory
+from kernels.backend import Binding
 from kernels.cpu.backend import EMULATED, CpuBackend, CpuSegment, available_isas
 from kernels.cpu.memory import PAGE_BYTES
 from kernels.dtype import DType
+from kernels.memory import HostMemory, OutOfMemory
 from kernels.ops.op import Op
 from kernels.program import ProgramBuilder
 from kernels.tensor import N_TOKENS, Tensor
-from tests.kernels.conftest import normal
+from tests.kernels.conftest import normal, on_host
 
 WIDTH = 48
+NOTHING = HostMemory(np.empty(0, np.uint8))
 
 
 @dataclass
@@ -49,8 +51,8 @@ def chain(backend: CpuBackend, bound: int = 16) -> Chain:
     memory = {t: np.zeros(t.n_bytes(bounds), np.uint8) for op in ops for t in (*op.reads, *op.writes)}
     memory[norm_weight][...] = np.ones(WIDTH, np.float32).view(np.uint8)
     memory[weight][...] = normal(5, WIDTH * WIDTH).view(np.uint8)
-    workspace = backend.allocate(max(backend.workspace_bytes(op, bounds) for op in ops), "workspace").array
-    segment = backend.bind(Binding(ops, memory, bounds, workspace))
+    workspace = backend.allocate(max(backend.workspace_bytes(op, bounds) for op in ops), "workspace").memory
+    segment = backend.bind(Binding(ops, on_host(memory), bounds, workspace))
     f32 = {t: memory[t].view(np.float32).reshape(bound, WIDTH) for t in (x, y)}
     return Chain(segment, f32[x], f32[y])
 
@@ -145,9 +147,9 @@ def test_a_number_of_threads_out_of_range_is_refused(n_threads: int) -> None:
 
 def test_memory_is_zeroed_aligned_and_counted(backend: CpuBackend) -> None:
     buffer = backend.allocate(5000, "cache")
-    assert buffer.array.nbytes == 5000
-    assert not buffer.array.any()
-    assert buffer.array.ctypes.data % backend.alignment == 0
+    assert buffer.memory.array.nbytes == 5000
+    assert not buffer.memory.array.any()
+    assert buffer.memory.array.ctypes.data % backend.alignment == 0
     assert backend.allocations.asked_bytes == 5000
     assert backend.allocations.given_bytes == backend.round_up(5000) == 2 * PAGE_BYTES
     assert backend.allocations.by_label == {"cache": 2 * PAGE_BYTES}
@@ -201,24 +203,24 @@ def test_memory_that_is_too_small_is_refused_by_name(backend: CpuBackend) -> Non
     op, x, w, out = norm_op()
     memory = {x: np.zeros(63, np.uint8), w: np.zeros(32, np.uint8), out: np.zeros(64, np.uint8)}
     with pytest.raises(ValueError, match=r"x: F32\[2, 8\] has 63 bytes, needs 64"):
-        backend.bind(Binding([op], memory, {}, np.empty(0, np.uint8)))
+        backend.bind(Binding([op], on_host(memory), {}, NOTHING))
 
 
 def test_read_only_memory_may_be_read_but_not_written(backend: CpuBackend) -> None:
     op, x, w, out = norm_op()
     memory = {x: np.zeros(64, np.uint8), w: np.zeros(32, np.uint8), out: np.zeros(64, np.uint8)}
     memory[w].flags.writeable = False
-    backend.bind(Binding([op], memory, {}, np.empty(0, np.uint8)))
+    backend.bind(Binding([op], on_host(memory), {}, NOTHING))
     memory[out].flags.writeable = False
     with pytest.raises(ValueError, match="read-only"):
-        backend.bind(Binding([op], memory, {}, np.empty(0, np.uint8)))
+        backend.bind(Binding([op], on_host(memory), {}, NOTHING))
 
 
 def test_an_input_of_another_type_is_refused(backend: CpuBackend) -> None:
     op, x, w, out = norm_op(DType.I32)
     memory = {t: np.zeros(64, np.uint8) for t in (x, w, out)}
     with pytest.raises(ValueError, match="is not F32"):
-        backend.bind(Binding([op], memory, {}, np.empty(0, np.uint8)))
+        backend.bind(Binding([op], on_host(memory), {}, NOTHING))
 
 
 def test_a_workspace_that_is_too_small_is_refused(backend: CpuBackend) -> None:
@@ -227,4 +229,4 @@ def test_a_workspace_that_is_too_small_is_refused(backend: CpuBackend) -> None:
     out = program.matmul(x, w)
     memory = {t: np.zeros(t.n_bytes({}), np.uint8) for t in (x, w, out)}
     with pytest.raises(ValueError, match="workspace has 100 bytes, needs"):
-        backend.bind(Binding(program._ops, memory, {}, np.zeros(100, np.uint8)))
+        backend.bind(Binding(program._ops, on_host(memory), {}, HostMemory(np.zeros(100, np.uint8))))

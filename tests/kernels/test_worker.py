@@ -12,6 +12,7 @@ from kernels.cpu.sampler import logprobs, native_params, sample
 from kernels.cpu.worker import CpuWorker, Draw, Drawn
 from kernels.dtype import DType
 from kernels.executable import Executable
+from kernels.memory import HostMemory
 from kernels.ops.op import F32, I32
 from kernels.ops.sampling import NanLogits, SamplingParams
 from kernels.plan import Placement, plan
@@ -34,8 +35,8 @@ def looked_up(table: F32, n_threads: int = 2) -> tuple[CpuBackend, Executable]:
     made = plan(g.build(), Placement(("cpu",), "cpu"), {"cpu": backend}, {"n_outputs": N_ROWS})
     graph = np.zeros(made.graph_bytes["cpu"] + 64, np.uint8)
     graph = graph[-graph.ctypes.data % 64 :]
-    weights = {("table", "cpu"): table.view(np.uint8).reshape(-1)}
-    return backend, made.bind({"cpu": backend}, {"cpu": graph}, weights, {})
+    weights = {("table", "cpu"): HostMemory(table.view(np.uint8).reshape(-1))}
+    return backend, made.bind({"cpu": backend}, {"cpu": HostMemory(graph)}, weights, {})
 
 
 def step(worker: CpuWorker, executable: Executable, ids: I32, draws: list[Draw]) -> list[Drawn]:

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from kernels.backend import Bytes
 from kernels.dtype import DType
+from kernels.memory import Bytes
 
 WEIGHT_DTYPES = [d for d in DType if d.is_quantized or d in (DType.F32, DType.F16, DType.BF16)]
 QUANTIZED_DTYPES = [d for d in WEIGHT_DTYPES if d.is_quantized]

@@ -100,8 +100,8 @@ def test_list_shows_the_built_in_model(shell: Shell) -> None:
 
 def test_every_listing_is_json_when_asked(shell: Shell) -> None:
     shell.run("run", "handbook", "")
-    for command in (["list"], ["ps"], ["ps", "--layers"], ["show", "handbook"], ["plan", "handbook"]):
-        assert json.loads(shell.run(*command, "--json").stdout)
+    for command in ("list", "ps", "ps --layers", "show handbook", "plan handbook", "why handbook"):
+        assert json.loads(shell.run(*command.split(), "--json").stdout)
 
 
 def test_show_has_sections_and_parts(shell: Shell) -> None:
@@ -143,6 +143,16 @@ def test_the_layers_of_a_loaded_model_are_shown_and_fit_a_terminal(shell: Shell)
         text = shell.run(*command).stdout
         assert max(map(len, text.splitlines())) <= 80, text
     assert "output" in shell.run("ps", "--layers").stdout
+
+
+def test_why_tells_the_last_load_in_words_and_numbers(shell: Shell) -> None:
+    shell.run("run", "handbook", "")
+    said = shell.run("why", "handbook").stdout
+    assert re.match(r"handbook:latest: loaded after [\d.]+ s, begun .+\nloaded on cpu \(\d+ layers\)", said)
+    assert re.search(r"^cpu +.+ [GM]iB +.+ [GM]iB$", said, re.MULTILINE)
+    assert re.search(r"^alloc +\d+ on cpu +\d+ +[\d.]+ MiB +.+ +accept$", said, re.MULTILINE)
+    assert re.search(r"^handbook:latest at n_ctx \d+ needs .+ free$", said, re.MULTILINE)
+    assert "no-such" in shell.run("why", "no-such-model", rc=1).stderr
 
 
 def test_stop_unloads(shell: Shell) -> None:
@@ -330,3 +340,40 @@ def test_ctrl_d_leaves_and_ctrl_c_does_not(terminal: Terminal) -> None:
     terminal.wait_for(">>> ")
     terminal.type("\x04")
     assert terminal.process.wait(30) == 0
+
+
+def test_the_doctor_asks_the_runtime_that_is_up(shell: Shell) -> None:
+    text = shell.run("doctor").stdout
+    assert "as the runtime that is up sees it" in text
+    assert re.search(r"^    cpu +.+ free of .+$", text, re.MULTILINE)
+    report = json.loads(shell.run("doctor", "--json").stdout)
+    assert report["devices"][0]["id"] == "cpu"
+    assert [library["library"] for library in report["libraries"]] == ["cuda", "rocm", "sim", "cpu"]
+
+
+def test_the_doctor_needs_no_runtime(alone: Shell) -> None:
+    text = alone.run("doctor").stdout
+    assert "no runtime is up here" in text
+    assert "is looked at again" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "named"),
+    [
+        (["--n-ctx", "8k"], {}, '--n-ctx is "8k"'),
+        ([], {"RUNTIME_GPU_OVERHEAD": "lots"}, 'RUNTIME_GPU_OVERHEAD is "lots"'),
+        ([], {"OLLAMA_SCHED_SPREAD": "flase"}, 'OLLAMA_SCHED_SPREAD is "flase"'),
+    ],
+)
+def test_a_setting_that_cannot_be_used_stops_the_start_and_is_named(
+    alone: Shell, arguments: list[str], variables: dict[str, str], named: str
+) -> None:
+    alone.env |= variables
+    assert named in alone.run("up", *arguments, rc=1).stderr
+
+
+def test_a_wrong_key_in_the_file_stops_the_start_and_is_named(alone: Shell) -> None:
+    (alone.folder / "c.toml").write_text("n_ctxx = 5\n")
+    error = alone.run("up", "--config", str(alone.folder / "c.toml"), rc=1).stderr
+    assert "n_ctxx" in error
+    assert "c.toml" in error

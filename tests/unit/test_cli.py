@@ -13,28 +13,17 @@ from rich.cells import cell_len
 
 from actors.cli.context import Cli
 from actors.cli.http import Http, Json
-from actors.cli.listings import list_text, part_text, ps_text, show_text
-from actors.cli.main import client_url, root
+from actors.cli.main import root
 from actors.cli.manage import read_source
-from actors.cli.memory import loaded_text, plan_text
 from actors.cli.repl import Repl
 from actors.cli.tables import clean, table
 from actors.cli.talk import Printer, Settings, summary
+from actors.cli.up import flag_variables
 from actors.cli.words import go_duration, human_bytes, human_span, human_time, memory_bytes
 from actors.cli.wrap import Wrapper
 from actors.config import Config
-from actors.errors import ModelNotFound, PeerGone, QueueFull, RequestError, RuntimeFault
-from actors.protocol import (
-    Device,
-    DeviceMemory,
-    LayerPlacement,
-    LoadedModel,
-    LoadOptions,
-    LoadPlan,
-    MemoryItem,
-    MemoryReport,
-    ModelSpec,
-)
+from actors.errors import ConfigError, ModelNotFound, PeerGone, QueueFull, RequestError, RuntimeFault
+from actors.settings import SETTINGS
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -131,113 +120,6 @@ def test_columns_of_wide_characters_line_up() -> None:
 
 def test_names_cannot_command_the_terminal() -> None:
     assert clean("a\x1b[2J\nb") == "a�[2J�b"
-
-
-def tag(name: str, **rest: object) -> Json:
-    return {"name": name, "digest": "0123456789abcdef", "size": 4_661_224_676, **rest}
-
-
-def test_the_list() -> None:
-    text = list_text([tag("llama3:latest", modified_at="2026-11-20T12:00:00.123456789Z")], NOW)
-    assert text == (
-        "NAME             ID              SIZE      MODIFIED\n"
-        "llama3:latest    0123456789ab    4.7 GB    2 days ago"
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("vram", "expires_at", "processor", "until"),
-    [
-        (0, "2026-11-22T12:04:00.5Z", "100% CPU", "4 minutes from now"),
-        (4_661_224_676, "2318-11-22T12:00:00Z", "100% GPU", "Forever"),
-        (2_423_836_831, "2026-11-22T11:00:00Z", "48%/52% CPU/GPU", "Stopping..."),
-    ],
-)
-def test_the_table_of_ps(vram: int, expires_at: str, processor: str, until: str) -> None:
-    text = ps_text([tag("m:latest", size_vram=vram, expires_at=expires_at, context_length=4096)], NOW)
-    assert [cell.strip() for cell in text.splitlines()[1].split("    ") if cell.strip()] == [
-        "m:latest", "0123456789ab", "4.7 GB", processor, "4096", until
-    ]  # fmt: skip
-
-
-SHOWN: Json = {
-    "details": {"parameter_size": "8.0B", "quantization_level": "Q4_K_M"},
-    "model_info": {"general.architecture": "llama", "llama.context_length": 8192},
-    "capabilities": ["completion", "tools"],
-    "parameters": 'stop                           "<|eot|>"\ntemperature                    0.2',
-    "system": "one\ntwo\nthree\nfour",
-    "tensors": [{"name": "output.weight", "type": "Q6_K", "shape": [4, 2]}],
-}
-
-
-def test_show_prints_one_part_at_a_time() -> None:
-    done = click.testing.CliRunner().invoke(root, ["show", "m", "--license", "--system"])
-    assert (done.exit_code != 0, "only one of --license" in done.output) == (True, True)
-
-
-def test_show_has_its_sections() -> None:
-    text = show_text(SHOWN)
-    assert "  Model\n    architecture      llama\n    parameters        8.0B" in text
-    assert "  Capabilities\n    completion\n    tools\n" in text
-    assert '    stop           "<|eot|>"' in text
-    assert "three\n    ..." in text
-    assert "Tensors" not in text
-    assert "output.weight" in show_text(SHOWN, verbose=True)
-
-
-def test_a_part_that_a_model_lacks_is_named() -> None:
-    assert part_text(SHOWN, "system", "m") == "one\ntwo\nthree\nfour"
-    with pytest.raises(RequestError, match="m has no license"):
-        part_text(SHOWN, "license", "m")
-
-
-def item(n: int) -> MemoryItem:
-    return MemoryItem(planned_bytes=n, measured_bytes=n, status="allocated")
-
-
-REPORT = MemoryReport(
-    devices=(
-        DeviceMemory(
-            id="cpu", name="A CPU", weights=(item(1 << 20), item(1 << 20), item(3 << 20)),
-            cache=(item(1 << 19), item(1 << 19)), graph=item(1 << 10), overhead=item(0),
-        ),
-    ),
-    input_weights=item(2 << 20), n_layer=2, n_ctx=4096, n_ctx_train=8192, n_batch=512, n_parallel=4,
-    kv_type="q8_0",
-)  # fmt: skip
-SPEC = ModelSpec("m:latest", "sha256:0", "/m.gguf", 1)
-
-
-def test_layers_show_planned_beside_measured_and_the_sums() -> None:
-    text = loaded_text(LoadedModel(SPEC, LoadOptions(), "1", 1, REPORT, None, 0), is_summed=False)
-    assert (
-        "m:latest: 2 layers, batch 512\n4 x 4096 positions (trained for 8192), q8_0 cache\n\ncpu (A CPU)\n\n"
-        in text
-    )
-    rows = [line.split() for line in text.splitlines()]
-    assert ["0", "1.0", "MiB", "1.0", "MiB", "512.0", "KiB", "512.0", "KiB"] in rows
-    assert ["output", "3.0", "MiB", "3.0", "MiB", "0", "0"] in rows
-    assert ["cpu", "weights", "5.0", "MiB", "5.0", "MiB", "allocated"] in rows
-    assert ["total", "8.0", "MiB", "8.0", "MiB", "allocated"] in rows
-    assert max(map(len, text.splitlines())) <= 80
-
-
-def test_runs_of_equal_layers_can_be_summed() -> None:
-    text = loaded_text(LoadedModel(SPEC, LoadOptions(), "1", 1, REPORT, None, 0), is_summed=True)
-    assert ["0-1", "2.0", "MiB", "2.0", "MiB", "1.0", "MiB", "1.0", "MiB"] in [
-        line.split() for line in text.splitlines()
-    ]
-
-
-def test_a_plan_ends_with_its_verdict() -> None:
-    plan = LoadPlan(
-        report=REPORT, placement=(LayerPlacement("cpu", (0, 1, 2)),), fits=True, verdict="it fits: 8.0 MiB",
-        devices=(Device("cpu", "cpu", "A CPU", 1 << 31, 1 << 30),),
-    )  # fmt: skip
-    text = plan_text("m", plan, is_summed=False)
-    assert "cpu (A CPU): 1.0 GiB free" in text
-    assert "MEASURED" not in text
-    assert text.endswith("it fits: 8.0 MiB")
 
 
 @given(st.lists(st.text(st.sampled_from("ab é模 \n"), max_size=12)), st.integers(4, 20))
@@ -356,20 +238,6 @@ def test_a_runtime_that_is_not_up_is_named_with_how_to_start_it() -> None:
     http.close()
 
 
-@pytest.mark.parametrize(
-    ("ollama_host", "url"),
-    [
-        ("", "http://127.0.0.1:11434"),
-        ("0.0.0.0", "http://127.0.0.1:11434"),
-        ("https://box", "https://box:443"),
-        ("box:1", "http://box:1"),
-        ("[::]:5", "http://[::1]:5"),
-    ],
-)
-def test_the_address_of_the_runtime_is_ollamas(ollama_host: str, url: str) -> None:
-    assert client_url(Config(), ollama_host) == url
-
-
 def test_a_gguf_file_is_its_own_modelfile(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF\3\0\0\0")
     assert read_source(tmp_path / "m.gguf").base == str(tmp_path / "m.gguf")
@@ -450,3 +318,26 @@ def test_help_fits_a_terminal_and_says_what_each_command_does(command: list[str]
 @pytest.mark.parametrize(("alias", "command"), [("serve", "up"), ("ls", "list")])
 def test_commands_have_ollamas_other_names(alias: str, command: str) -> None:
     assert root.get_command(click.Context(root), alias) is root.commands[command]
+
+
+def test_every_setting_has_a_flag_that_names_its_variables() -> None:
+    text = click.testing.CliRunner().invoke(root, ["up", "--help"], prog_name="runtime").output
+    words = " ".join(text.split())
+    for setting in SETTINGS:
+        assert f"{setting.flag} {setting.metavar}" in words
+        assert f"({setting.names})" in words
+
+
+def test_a_flag_reaches_the_actors_as_our_own_variable() -> None:
+    flags = {"n_ctx": " 8192 ", "keep_alive_s": None, "sim_dir": "/tmp/sim"}
+    assert flag_variables(flags) == {"RUNTIME_N_CTX": "8192", "RUNTIME_SIM": "/tmp/sim"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "bad"),
+    [("--n-ctx", "8k"), ("--keep-alive", "soon"), ("--host", "h:x"), ("--sim", ""), ("--sched-spread", "2")],
+)
+def test_a_bad_flag_stops_the_start_and_is_named(flag: str, bad: str) -> None:
+    result = click.testing.CliRunner().invoke(root, ["up", flag, bad], prog_name="runtime")
+    assert isinstance(result.exception, ConfigError)
+    assert result.exception.message.startswith(f'{flag} is "')

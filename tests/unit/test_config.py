@@ -5,8 +5,31 @@ from pathlib import Path
 
 import pytest
 
-from actors.config import Config, load_config, parse_host
+from actors.config import Config, http_address, idle_variables, load_config, parse_host
 from actors.errors import ConfigError
+from actors.settings import SETTINGS, HostAddress, Setting, n_bytes
+
+TWO_VALUES = {
+    "OLLAMA_HOST": ("a:1", "b:2"),
+    "OLLAMA_MODELS": ("/a", "/b"),
+    "OLLAMA_KEEP_ALIVE": ("1m", "2m"),
+    "OLLAMA_LOAD_TIMEOUT": ("1m", "2m"),
+    "OLLAMA_CONTEXT_LENGTH": ("1", "2"),
+    "OLLAMA_NUM_PARALLEL": ("1", "2"),
+    "OLLAMA_MAX_LOADED_MODELS": ("1", "2"),
+    "OLLAMA_MAX_QUEUE": ("1", "2"),
+    "OLLAMA_KV_CACHE_TYPE": ("f32", "q8_0"),
+    "OLLAMA_GPU_OVERHEAD": ("1", "2"),
+    "OLLAMA_SCHED_SPREAD": ("1", "0"),
+    "OLLAMA_LLM_LIBRARY": ("cuda", "rocm_v6"),
+    "OLLAMA_ORIGINS": ("a", "b"),
+    "OLLAMA_DEBUG": ("error", "1"),
+}
+TEXTS_OF_DEFAULTS: dict[str, object] = {
+    # what the help says in words
+    **dict.fromkeys(("three per device", "one per core"), 0),
+    **dict.fromkeys(("all", "the best there is", "a folder of the user's", "~/.ollama/models"), ""),
+}
 
 
 def load(**environ: str) -> Config:
@@ -76,7 +99,16 @@ def test_a_bad_host_stops_the_start_and_names_the_variable(bad: str) -> None:
         ("OLLAMA_DEBUG", "false", "log_level", "info"),
         ("RUNTIME_LOG_LEVEL", "warning", "log_level", "warning"),
         ("RUNTIME_CPU_ISA", ' "avx2" ', "cpu_isa", "avx2"),
+        ("RUNTIME_SIM", "~/sim", "sim_dir", "/home/u/sim"),
         ("RUNTIME_RUN_DIR", "/run/x", "run_dir", "/run/x"),
+        ("OLLAMA_GPU_OVERHEAD", "536870912", "gpu_overhead_bytes", 512 << 20),
+        ("RUNTIME_GPU_OVERHEAD", "512MiB", "gpu_overhead_bytes", 512 << 20),
+        ("OLLAMA_SCHED_SPREAD", "1", "sched_spread", True),
+        ("OLLAMA_SCHED_SPREAD", "False", "sched_spread", False),
+        ("OLLAMA_LLM_LIBRARY", "cuda_v12", "library", "cuda"),
+        ("RUNTIME_LIBRARY", "cpu", "library", "cpu"),
+        ("RUNTIME_PROBE_TIMEOUT", "1m", "probe_timeout_s", 60.0),
+        ("RUNTIME_HOST", "box:1", "port", 1),
     ],
 )
 def test_each_variable_sets_its_field(variable: str, text: str, field: str, value: object) -> None:
@@ -93,6 +125,13 @@ def test_each_variable_sets_its_field(variable: str, text: str, field: str, valu
         ("OLLAMA_KV_CACHE_TYPE", "q4_0"),
         ("OLLAMA_DEBUG", "loud"),
         ("RUNTIME_LOG_LEVEL", "trace"),
+        ("OLLAMA_GPU_OVERHEAD", "-1"),
+        ("OLLAMA_GPU_OVERHEAD", "lots"),
+        ("OLLAMA_SCHED_SPREAD", "flase"),
+        ("OLLAMA_LLM_LIBRARY", "vulkan"),
+        ("RUNTIME_PROBE_TIMEOUT", "0"),
+        ("RUNTIME_MAX_BODY", "0"),
+        ("RUNTIME_N_CTX", "99999999999999999999"),
     ],
 )
 def test_a_bad_variable_is_named_with_what_was_expected(variable: str, bad: str) -> None:
@@ -109,7 +148,16 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "names"),
-    [("prot = 1", "prot"), ("port = 'x'", r"\$\.port"), ("port = 99999", r"\$\.port"), ("port", "not TOML")],
+    [
+        ("prot = 1", "prot"),
+        ("keep_alive_s = nan", "keep_alive_s"),
+        ("keep_alive_s = 'soon'", r"keep_alive_s is .soon"),
+        ("gpu_overhead_bytes = 0.5", "gpu_overhead_bytes"),
+        ("sched_spread = 1", r"\$\.sched_spread"),
+        ("port = 'x'", r"\$\.port"),
+        ("port = 99999", r"\$\.port"),
+        ("port", "not TOML"),
+    ],
 )
 def test_a_bad_file_is_named_with_its_key(tmp_path: Path, text: str, names: str) -> None:
     file = tmp_path / "c.toml"
@@ -137,3 +185,61 @@ def test_sockets_are_in_the_users_runtime_directory() -> None:
 
 def test_without_a_runtime_directory_sockets_are_in_the_users_own_place() -> None:
     assert load().run_dir == f"/tmp/actor-runtime-{os.getuid()}"
+
+
+@pytest.mark.parametrize("setting", [setting for setting in SETTINGS if setting.ollama])
+def test_our_own_variable_wins_over_ollamas(setting: Setting) -> None:
+    ours, theirs = TWO_VALUES[setting.ollama]
+    alone = load(**{setting.variable: ours})
+    assert alone != load(**{setting.ollama: theirs})
+    assert load(**{setting.variable: ours, setting.ollama: theirs}) == alone
+
+
+def test_every_key_but_the_port_has_a_variable() -> None:
+    assert {setting.key for setting in SETTINGS} == set(Config.__struct_fields__) - {"port"}
+
+
+def test_a_bad_fall_back_does_no_harm_where_our_own_variable_is_set() -> None:
+    assert load(RUNTIME_N_CTX="7", OLLAMA_CONTEXT_LENGTH="8k").n_ctx == 7
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_default_in_the_help_is_the_default(setting: Setting) -> None:
+    parsed = TEXTS_OF_DEFAULTS.get(setting.default)
+    if setting.default in ("what fits", "none"):
+        parsed = type(getattr(Config(), setting.key))()
+    elif parsed is None:
+        parsed = setting.parse("default", setting.default)
+    if isinstance(parsed, HostAddress):
+        assert (parsed.host, parsed.port) == (Config().host, Config().port)
+    else:
+        assert parsed == getattr(Config(), setting.key)
+
+
+def test_spans_and_sizes_in_the_file_may_have_units(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text('load_timeout_s = "2m"\nprobe_timeout_s = 5\nmax_body_bytes = "1 GiB"\n')
+    config = load_config(file, {"HOME": "/"})
+    assert (config.load_timeout_s, config.probe_timeout_s, config.max_body_bytes) == (120, 5, 1 << 30)
+
+
+@pytest.mark.parametrize("text", ["", "1.5GiB", "-1", "1 TiB", "99999999999GiB", "１"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected bytes"):
+        n_bytes("X", text)
+
+
+def test_clients_look_where_the_variables_say() -> None:
+    both = {"RUNTIME_HOST": "box:1", "OLLAMA_HOST": "https://other"}
+    assert http_address(load(**both), both).url == "http://box:1"
+    theirs = {"OLLAMA_HOST": "https://other/x"}
+    assert http_address(load(**theirs), theirs).url == "https://other:443/x"
+    assert http_address(Config(port=5), {}).url == "http://127.0.0.1:5"
+
+
+def test_variables_that_decide_nothing_are_named_with_the_reason() -> None:
+    idle = idle_variables({"OLLAMA_VULKAN": "1", "RUNTIME_N_CTX": "1", "RUNTIME_NCTX": "1", "PATH": ""})
+    assert idle == {
+        "OLLAMA_VULKAN": "there is no Vulkan backend",
+        "RUNTIME_NCTX": "no setting has this name",
+    }

@@ -8,6 +8,7 @@ from actors.discovery.cgroup import Folders, find_folders
 from actors.discovery.cpu import cpu_quota, describe_cpu, instruction_sets, parse_list
 from actors.discovery.memory import HostMemory, measure_memory
 from actors.discovery.news import is_news
+from actors.discovery.swap import measure_swap
 from actors.protocol import CpuInfo, Device, Devices
 
 KIB = 1024
@@ -225,3 +226,12 @@ def test_a_device_more_or_less_is_news() -> None:
     assert is_news(devices(1), devices(1, 1))
     assert is_news(devices(1, 1), devices(1))
     assert is_news(None, devices(1))
+
+
+def test_free_swap_is_what_the_kernel_says_cut_to_the_limits_of_the_groups() -> None:
+    meminfo = {"/proc/meminfo": f"{MEMINFO}SwapTotal: 900 kB\nSwapFree: 800 kB\n"}
+    assert measure_swap(meminfo.get) == 800 * KIB
+    swap = {f"{G}/a/memory.swap.max": f"{500 * KIB}\n", f"{G}/a/memory.swap.current": f"{200 * KIB}\n"}
+    assert measure_swap((v2() | meminfo | swap).get) == 300 * KIB
+    assert measure_swap((v2() | meminfo | swap | {f"{G}/a/memory.swap.max": "max\n"}).get) == 800 * KIB
+    assert measure_swap({"/proc/meminfo": MEMINFO}.get) == 0

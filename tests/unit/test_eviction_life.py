@@ -3,15 +3,17 @@
 import itertools
 import math
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.errors import PeerGone
 from actors.protocol import LoadOptions, MemoryItem, MemoryReport, ModelSpec
-from actors.scheduler.life import MOVES, Life, Resident, serves
+from actors.scheduler.life import MOVES, Life, Resident
+from actors.scheduler.reuse import serves
 
-DEFAULTS = LoadOptions(n_batch=512, n_parallel=4, kv_type="f16")
+DEFAULTS = LoadOptions(n_batch=512, n_parallel=4, kv_type="f16", n_thread=6)
 
 
 def report(n_ctx: int = 4096, n_ctx_train: int = 8192) -> MemoryReport:
@@ -91,6 +93,22 @@ def test_a_lease_brings_its_keep_alive_or_leaves_the_one_before(
     assert model.expires_at_s() == expires_at_s
 
 
+def test_a_request_pins_a_model_and_the_next_one_may_unpin_it() -> None:
+    model = resident()
+    model.lease(-1.0)
+    assert model.is_pinned
+    model.lease(None)
+    assert model.is_pinned
+    model.lease(60.0)
+    assert not model.is_pinned
+
+
+def test_a_default_of_for_ever_does_not_pin() -> None:
+    model = resident(keep_alive_s=-1)
+    model.lease(None)
+    assert not model.is_pinned
+
+
 def test_listings_say_never_stopping_or_the_seconds_left() -> None:
     model = resident(keep_alive_s=300)
     assert model.expires_in_s(150.0) == 250.0
@@ -124,12 +142,22 @@ def test_each_user_gets_an_error_object_of_its_own() -> None:
         (LoadOptions(), LoadOptions(kv_type="f16"), True),
         (LoadOptions(), LoadOptions(kv_type="f32"), False),
         (LoadOptions(n_thread=2), LoadOptions(n_thread=3), False),
+        (LoadOptions(), LoadOptions(n_thread=6), True),  # as many as there are cores
+        (LoadOptions(n_gpu=99), LoadOptions(n_gpu=98), True),  # of two layers, all
+        (LoadOptions(n_gpu=1), LoadOptions(n_gpu=99), False),
+        (LoadOptions(n_gpu=2), LoadOptions(n_gpu=99), True),
+        (LoadOptions(n_ctx=128), LoadOptions(n_ctx=128, n_batch=2048), True),  # a batch is cut to the context
+        (LoadOptions(n_ctx=128), LoadOptions(n_ctx=128, n_batch=64), False),
+        (LoadOptions(n_parallel=8), LoadOptions(n_parallel=2), False),
+        (LoadOptions(), LoadOptions(n_parallel=4), True),
     ],
 )
 def test_options_that_make_a_difference_mean_a_reload(
     loaded: LoadOptions, wanted: LoadOptions, is_served: bool
 ) -> None:
-    assert serves(loaded, report(n_ctx=loaded.n_ctx or 4096), wanted, DEFAULTS) is is_served
+    n_ctx = loaded.n_ctx or 4096
+    sized = msgspec.structs.replace(report(n_ctx=n_ctx), n_batch=min(loaded.n_batch or 512, n_ctx))
+    assert serves(loaded, sized, wanted, DEFAULTS) is is_served
 
 
 @given(n_ctx=st.integers(0, 1 << 20), n_batch=st.integers(0, 4096), n_gpu=st.integers(-1, 99))

@@ -69,7 +69,7 @@ def test_what_was_given_back_since_the_last_reading_is_free() -> None:
     ledger = ledger_of(reading(800))
     ledger.hold("r", report(weights=300, cache=100), is_new=True)
     ledger.update(reading(700))
-    ledger.drop("r")
+    ledger.drop("r", "m", 0.0)
     assert free(ledger) == 800
 
 
@@ -84,6 +84,62 @@ def test_memory_that_nobody_touched_yet_is_spoken_for() -> None:
     ledger.hold("r", report(weights=0, cache=600), is_new=True)
     ledger.update(reading(1000))
     assert free(ledger) == 400
+
+
+def test_what_is_promised_is_not_free_whatever_readings_come() -> None:
+    """A load allocates when its runner gets to it; the readings until then know nothing of it."""
+    ledger = ledger_of(reading(800, 800))
+    ledger.promise("r", report(weights=300, cache=100, device="gpu"))
+    ledger.update(reading(800, 800))
+    assert free(ledger, "gpu") == 400
+    ledger.hold("r", report(weights=300, cache=100, device="gpu"), is_new=True)
+    assert free(ledger, "gpu") == 400
+    ledger.update(reading(800, 400))
+    assert free(ledger, "gpu") == 400
+
+
+def test_a_promise_taken_back_is_free_at_once() -> None:
+    ledger = ledger_of(reading(800))
+    ledger.promise("r", report(weights=300, cache=100))
+    ledger.withdraw("r")
+    assert free(ledger) == 800
+    assert ledger.held_bytes("r") == {}
+
+
+def test_who_read_before_a_promise_can_tell() -> None:
+    ledger = ledger_of(reading(800))
+    before = ledger.n_promises
+    ledger.hold("r", report(weights=1, cache=0), is_new=True)
+    assert ledger.n_promises == before
+    ledger.promise("s", report(weights=1, cache=0))
+    assert ledger.n_promises > before
+
+
+def test_gpu_memory_of_a_runner_that_ended_is_free_when_a_reading_shows_it() -> None:
+    ledger = ledger_of(reading(800, 800))
+    ledger.hold("r", report(weights=300, cache=100, device="gpu"), is_new=True)
+    ledger.update(reading(800, 400))
+    ledger.drop("r", "m", 0.0)
+    assert free(ledger, "gpu") == 400
+    assert [str(each) for each in ledger.recovery.pending()] == ["400 B of m on gpu to come back (0 B did)"]
+    ledger.update(reading(800, 790))
+    assert free(ledger, "gpu") == 790
+    assert not ledger.recovery.pending()
+
+
+def test_a_runner_that_died_before_it_allocated_owes_nothing() -> None:
+    ledger = ledger_of(reading(800, 800))
+    ledger.promise("r", report(weights=300, cache=100, device="gpu"))
+    ledger.drop("r", "m", 0.0)
+    assert free(ledger, "gpu") == 800
+    assert not ledger.recovery.pending()
+
+
+def test_all_that_is_held_is_told_by_device() -> None:
+    ledger = ledger_of(reading(800, 800))
+    ledger.hold("r", report(weights=300, cache=100, device="gpu", input_weights=7), is_new=True)
+    ledger.promise("s", report(weights=30, cache=0))
+    assert ledger.all_held_bytes() == {"cpu": 37, "gpu": 400}
 
 
 def test_weights_on_a_gpu_are_copies_that_its_reading_sees() -> None:
@@ -105,7 +161,7 @@ def test_free_memory_stays_between_none_and_all_and_comes_back(
         ledger.hold(str(index), report(weights, cache), is_new=is_new)
         assert 0 <= free(ledger) <= first
     for index in range(len(loads)):
-        ledger.drop(str(index))
+        ledger.drop(str(index), "m", 0.0)
     ledger.update(reading(first))
     assert free(ledger) == first
 

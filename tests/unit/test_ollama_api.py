@@ -172,7 +172,7 @@ def test_options_of_the_wrong_type_are_refused_by_name(name: str, value: object,
     assert caught.value.message == f'option "{name}" must be of type {kind}'
 
 
-@pytest.mark.parametrize("name", ["num_ctx", "num_batch", "num_thread"])
+@pytest.mark.parametrize("name", ["num_ctx", "num_batch", "num_thread", "num_parallel"])
 def test_sizes_must_not_be_negative(name: str) -> None:
     with pytest.raises(RequestError, match=name):
         read_options({name: -1}, {})

@@ -64,7 +64,7 @@ class GGUFFile:
         """
         path = Path(path)
         # a file that is refused drops its mapping with the last reference, as does `close`
-        return cls(memoryview(_map(path)), str(path))
+        return cls(memoryview(map_file(path)), str(path))
 
     def __enter__(self) -> Self:
         return self
@@ -155,7 +155,8 @@ class GGUFFile:
         return alignment
 
 
-def _map(path: Path) -> mmap.mmap:
+def map_file(path: Path) -> mmap.mmap:
+    """A whole file, read-only.  ModelNotFound, or ModelError when it is none or too short."""
     try:
         if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
             raise ModelError(f"{path}: not a file, expected a GGUF file", where="runner.gguf")

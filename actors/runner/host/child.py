@@ -19,15 +19,6 @@ DRAIN_S = 1.0  # after the exit: a grandchild may hold the pipe open for ever
 TERM_S = 5.0  # from SIGTERM to SIGKILL; a runner leaves its batch and unmaps within this
 KILL_S = 5.0  # from SIGKILL to the exit; longer means that the kernel holds it
 
-OURS_ALONE = (
-    "LISTEN_FDS",
-    "LISTEN_PID",
-    "LISTEN_FDNAMES",
-    "NOTIFY_SOCKET",
-    "WATCHDOG_USEC",
-    "WATCHDOG_PID",
-)
-
 log = logging.getLogger("host")
 
 
@@ -45,12 +36,6 @@ class Tail:
     def text(self) -> str:
         """As text; bytes that are none are replaced."""
         return self._kept.decode("utf-8", errors="replace")
-
-
-def child_environment(environ: Mapping[str, str], **changes: str) -> dict[str, str]:
-    """Ours without what was addressed to us alone (sockets handed down, systemd's notifications)."""
-    kept = {key: value for key, value in environ.items() if key not in OURS_ALONE}
-    return kept | changes
 
 
 class Child:

@@ -10,8 +10,9 @@ import trio
 
 from actors.errors import ModelError, RequestError, RuntimeFault
 from actors.faults import fault_from
+from actors.inherited import child_environment
 from actors.protocol import ErrorInfo, ModelInfo
-from actors.runner.host.child import Tail, child_environment, end, forward
+from actors.runner.host.child import Tail, end, forward
 
 INSPECT_S = 60.0  # a header takes a fraction of a second; a disk that must wake up, or the network, more
 OUTPUT_MAX_BYTES = 48 << 20  # below a frame's 64 MiB: a header of 100 000 tensors is about 10 MiB

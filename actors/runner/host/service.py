@@ -12,6 +12,7 @@ import trio
 from actors.actor import not_understood
 from actors.config import Config
 from actors.errors import CapacityError, PeerGone, QueueFull, RequestError, RuntimeFault
+from actors.inherited import child_environment
 from actors.link import Replies, connect
 from actors.protocol import (
     Inspect,
@@ -22,7 +23,7 @@ from actors.protocol import (
     StopRunner,
     WatchRunners,
 )
-from actors.runner.host.child import Child, child_environment
+from actors.runner.host.child import Child
 from actors.runner.host.inspection import inspect
 
 RUNNER_COMMAND = (sys.executable, "-m", "actors.runner")

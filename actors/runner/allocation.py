@@ -1,0 +1,136 @@
+"""What a model takes of its devices: contexts, weights that cannot stay mapped, caches, compute buffers.
+
+All of it is taken at once, before anything is read, and nothing is taken afterwards.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import numpy as np
+
+from actors.runner.gguf.reader import GGUFFile
+from actors.runner.memory import GRAPH, Attempt
+from actors.runner.progress import Tell
+from actors.runner.reading import Wanted
+from actors.runner.weights import Block
+from kernels.backend import Backend
+from kernels.memory import Buffer, HostMemory, Memory, OutOfMemory
+from kernels.plan import Plan
+
+
+class Need(NamedTuple):
+    """One allocation to be made; `name` tells those of a kind apart."""
+
+    device: str
+    label: str
+    name: str
+    n_bytes: int
+
+
+def needs_of(plans: Sequence[Plan], blocks: Sequence[Block]) -> Iterator[Need]:
+    """Everything a model allocates: weights, then caches, then the larger compute buffer of each device."""
+    for block in blocks:
+        if not block.is_mapped:
+            yield Need(block.device, block.label, block.label, block.n_bytes)
+    biggest = plans[-1]
+    for tensor in biggest.program.states.values():
+        yield Need(biggest.homes[tensor], f"cache.{tensor.layer}", tensor.name, tensor.n_bytes({}))
+    for device in biggest.graph_bytes:
+        n_bytes = max(plan.graph_bytes[device] for plan in plans)
+        if n_bytes:
+            yield Need(device, GRAPH, GRAPH, n_bytes)
+
+
+class Allocation:
+    """The memory of one model, taken by `take` and given back by `free`."""
+
+    def __init__(
+        self, plans: Sequence[Plan], blocks: Sequence[Block], backends: Mapping[str, Backend]
+    ) -> None:
+        self._needs = list(needs_of(plans, blocks))
+        self._blocks = blocks
+        self._backends = backends
+        self._undo = ExitStack()
+        self._buffers: dict[tuple[str, str], Buffer] = {}  # by device and name
+
+    def take(self, attempt: Attempt, tell: Tell) -> bool:
+        """Everything, noted in `attempt`.  False, with everything given back, when a device refuses.
+
+        The same when `tell` raises, which then goes up.
+        """
+        total_bytes = sum(need.n_bytes for need in self._needs)
+        done_bytes = 0
+        with ExitStack() as undo:
+            undo.callback(self.free)
+            try:
+                for device in dict.fromkeys(need.device for need in self._needs):
+                    self._undo.callback(self._backends[device].close)
+                    self._backends[device].open()
+                for need in self._needs:
+                    tell("allocating", done_bytes, total_bytes)
+                    self._allocate(need, attempt)
+                    done_bytes += need.n_bytes
+            except OutOfMemory as exc:
+                attempt.fail(exc.device, exc.label, str(exc))
+                return False
+            undo.pop_all()
+        return True
+
+    def free(self) -> None:
+        """Give everything back, the contexts last."""
+        self._buffers = {}
+        self._undo.close()
+
+    @property
+    def graphs(self) -> dict[str, Memory]:
+        """The compute buffer of each device that has one."""
+        return {device: b.memory for (device, name), b in self._buffers.items() if name == GRAPH}
+
+    @property
+    def states(self) -> dict[str, Memory]:
+        """The memory of each state by its name."""
+        return {need.name: self._memory(need) for need in self._needs if need.label.startswith("cache.")}
+
+    def weights(self, file: GGUFFile) -> dict[tuple[str, str], Memory]:
+        """Where each weight is used, by name and device."""
+        found: dict[tuple[str, str], Memory] = {}
+        for block in self._blocks:
+            for tensor, offset in zip(block.tensors, block.offsets, strict=True):
+                if block.is_mapped:
+                    raw = np.frombuffer(file.tensor_bytes(tensor.name), np.uint8)
+                    found[tensor.name, block.device] = HostMemory(raw)
+                else:
+                    whole = self._buffers[block.device, block.label].memory
+                    found[tensor.name, block.device] = whole.part(offset, tensor.n_bytes({}))
+        return found
+
+    def wanted(self, file: GGUFFile) -> list[Wanted]:
+        """What has to be read of the file, and where it goes: a tied embedding to two places."""
+        memory = self.weights(file)
+        targets: dict[str, list[Memory]] = {}
+        mapped: set[str] = set()
+        for block in self._blocks:
+            for tensor in block.tensors:
+                there = targets.setdefault(tensor.name, [])
+                if block.is_mapped:
+                    mapped.add(tensor.name)
+                else:
+                    there.append(memory[tensor.name, block.device])
+        return [_wanted(file, name, targets[name], is_mapped=name in mapped) for name in targets]
+
+    def _allocate(self, need: Need, attempt: Attempt) -> None:
+        backend = self._backends[need.device]
+        before_bytes = backend.allocations.given_bytes
+        buffer = backend.allocate(need.n_bytes, need.label)
+        self._undo.callback(buffer.free)
+        self._buffers[need.device, need.name] = buffer
+        attempt.measure(need.device, need.label, backend.allocations.given_bytes - before_bytes)
+
+    def _memory(self, need: Need) -> Memory:
+        return self._buffers[need.device, need.name].memory
+
+
+def _wanted(file: GGUFFile, name: str, targets: Sequence[Memory], *, is_mapped: bool) -> Wanted:
+    info = file.tensors[name]
+    return Wanted(info.offset, info.n_bytes, tuple(targets), file.tensor_bytes(name) if is_mapped else None)

@@ -1,0 +1,126 @@
+"""CuPy as a probe sees it: what it lists, and whether a device computes.  One CuPy is built for one library.
+
+Has met no real driver yet: this was written against CuPy's documentation and is tested with a package that
+imitates it.
+"""
+
+import importlib
+import uuid
+from typing import Any, Final
+
+import msgspec
+
+from actors.errors import Unsupported
+from actors.pci import normal_pci_id
+
+SOURCE: Final = """
+extern "C" __global__ void twice(const float* x, float* y, long long n) {
+    long long i = blockDim.x * blockIdx.x + threadIdx.x;
+    if (i < n) y[i] = 2.0f * x[i];
+}
+"""
+N_CHECKED: Final = 1000  # no multiple of a block: the bound in the kernel matters
+N_BLOCK: Final = 128
+UUID_BYTES: Final = 16
+
+
+class CupyDevice(msgspec.Struct, frozen=True):
+    """A device as CuPy lists it."""
+
+    ordinal: int
+    name: str
+    total_bytes: int
+    uuid: str  # "" when CuPy does not say
+    pci_id: str
+    compute: tuple[int, int]
+    arch: str  # of ROCm: "gfx1100"
+    is_integrated: bool
+
+
+class Cupy:
+    """The package, imported."""
+
+    def __init__(self, library: str) -> None:
+        """Unsupported when there is no CuPy, it does not start, or it is built for another library."""
+        try:
+            self._cupy: Any = importlib.import_module("cupy")
+            self._runtime: Any = self._cupy.cuda.runtime
+        except ModuleNotFoundError as exc:
+            if exc.name != "cupy":
+                raise Unsupported(f"CuPy lacks a package: {exc}", where="probe.cupy") from exc
+            raise Unsupported("CuPy is not installed in this Python environment", where="probe.cupy") from exc
+        except Exception as exc:  # whatever a broken installation raises
+            raise Unsupported(f"CuPy does not start: {_words(exc)}", where="probe.cupy") from exc
+        built_for = "rocm" if self._runtime.is_hip else "cuda"
+        if built_for != library:
+            raise Unsupported(f"the CuPy installed here is built for {built_for}", where="probe.cupy")
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Versions; the driver's only if it answers."""
+        facts = {"cupy": str(self._cupy.__version__)}
+        try:
+            facts["runtime library"] = _version(self._runtime.runtimeGetVersion())
+            facts["driver serves"] = _version(self._runtime.driverGetVersion())
+        except self._runtime.CUDARuntimeError:
+            return facts
+        return facts
+
+    def devices(self) -> tuple[CupyDevice, ...]:
+        """What it lists, in its order; Unsupported, with the driver's words, when it cannot."""
+        try:
+            return tuple(self._device(i) for i in range(self._runtime.getDeviceCount()))
+        except self._runtime.CUDARuntimeError as exc:
+            raise Unsupported(_words(exc), where="probe.cupy") from exc
+
+    def compute(self, ordinal: int) -> tuple[int, int]:
+        """Allocate, compile, run and compare on a device; its total and free bytes.
+
+        Unsupported says what failed.  Takes a context, which ends with this process.
+        """
+        try:
+            with self._cupy.cuda.Device(ordinal):
+                free_bytes, total_bytes = self._runtime.memGetInfo()
+                x = self._cupy.arange(N_CHECKED, dtype="float32")
+                y = self._cupy.zeros(N_CHECKED, dtype="float32")
+                kernel = self._cupy.RawKernel(SOURCE, "twice")
+                kernel((-(-N_CHECKED // N_BLOCK),), (N_BLOCK,), (x, y, N_CHECKED))
+                got = self._cupy.asnumpy(y).tolist()
+        except Exception as exc:  # the compiler's, the driver's and the runtime's errors share no class
+            raise Unsupported(f"it does not compute: {_words(exc)}", where="probe.cupy") from exc
+        if got != [2.0 * i for i in range(N_CHECKED)]:
+            raise Unsupported("it computes wrong results", where="probe.cupy")
+        return int(total_bytes), int(free_bytes)
+
+    def _device(self, ordinal: int) -> CupyDevice:
+        of: dict[str, Any] = self._runtime.getDeviceProperties(ordinal)
+        bus = f"{of['pciDomainID']:04x}:{of['pciBusID']:02x}:{of['pciDeviceID']:02x}.0"
+        return CupyDevice(
+            ordinal=ordinal,
+            name=_text(of["name"]),
+            total_bytes=int(of["totalGlobalMem"]),
+            uuid=_uuid(of.get("uuid", b"")),
+            pci_id="" if of["pciBusID"] == of["pciDeviceID"] == 0 else normal_pci_id(bus),
+            compute=(int(of["major"]), int(of["minor"])),
+            arch=_text(of.get("gcnArchName", b"")).partition(":")[0],
+            is_integrated=bool(of["integrated"]),
+        )
+
+
+def _uuid(raw: bytes) -> str:
+    # CuPy reads the field as a C string: one with a zero byte inside arrives shortened, and is none
+    return f"GPU-{uuid.UUID(bytes=raw[:UUID_BYTES])}" if len(raw) >= UUID_BYTES else ""
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def _words(exc: BaseException) -> str:
+    """The first line of an error that says something; CuPy's own are pages long."""
+    lines = [line for part in str(exc).splitlines() if (line := part.strip(" =-*"))]
+    return lines[0][:200] if lines else type(exc).__name__

@@ -1,0 +1,128 @@
+"""Memory of devices: ranges that kernels compute on, and how bytes get in and out of them.
+
+The host's own memory is `HostMemory`, and whoever holds one may look at its array.  Into any other the host
+only puts bytes with `upload`, and gets them out with `download`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class OutOfMemory(MemoryError):
+    """A device could not give what was asked; carries the numbers, is caught where a load is answered."""
+
+    def __init__(self, device: str, n_bytes: int, label: str, why: str = "") -> None:
+        """why: what the device has to say of it, such as how much is free."""
+        reason = f": {why}" if why else ""
+        super().__init__(f"{device} could not allocate {n_bytes} bytes for {label}{reason}")
+        self.device = device
+        self.n_bytes = n_bytes
+        self.label = label
+
+
+@dataclass(slots=True)
+class Allocations:
+    """Counters of one device's allocator."""
+
+    n_allocations: int = 0
+    asked_bytes: int = 0  # alive now, as asked
+    given_bytes: int = 0  # alive now, as the device rounds it
+    high_water_bytes: int = 0
+    by_label: dict[str, int] = field(default_factory=dict[str, int])
+
+    def give(self, label: str, asked_bytes: int, given_bytes: int) -> None:
+        """Count a buffer that was given."""
+        self.n_allocations += 1
+        self.asked_bytes += asked_bytes
+        self.given_bytes += given_bytes
+        self.high_water_bytes = max(self.high_water_bytes, self.given_bytes)
+        self.by_label[label] = self.by_label.get(label, 0) + given_bytes
+
+    def take(self, label: str, asked_bytes: int, given_bytes: int) -> None:
+        """Count a buffer that came back."""
+        self.asked_bytes -= asked_bytes
+        self.given_bytes -= given_bytes
+        self.by_label[label] -= given_bytes
+
+
+class Memory(Protocol):
+    """A range of one device's memory."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Its size."""
+        ...
+
+    def part(self, start: int, n_bytes: int) -> "Memory":
+        """A range within, without a copy; ValueError when it does not lie within."""
+        ...
+
+    def upload(self, data: Bytes) -> None:
+        """Put data [at most n_bytes] from the host at the beginning.
+
+        It comes after all work that the device was given before, and data may change once this returns.
+        """
+        ...
+
+    def download(self, into: Bytes) -> None:
+        """Fill `into` [at most n_bytes] on the host from the beginning.
+
+        It comes after all work that the device was given before, and is done when this returns.
+        """
+        ...
+
+
+class Buffer(Protocol):
+    """Memory with an owner, who frees it."""
+
+    @property
+    def memory(self) -> Memory:
+        """The whole of it; of no bytes once freed."""
+        ...
+
+    def free(self) -> None:
+        """Give the memory back; the second call does nothing."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HostMemory:
+    """The host's own memory, or a mapped file's: `array` [n_bytes] u8 is the thing itself."""
+
+    array: Bytes
+
+    @property
+    def n_bytes(self) -> int:
+        """Its size."""
+        return self.array.nbytes
+
+    def part(self, start: int, n_bytes: int) -> "HostMemory":
+        """See `Memory`."""
+        return HostMemory(part_of(self.array, start, n_bytes))
+
+    def upload(self, data: Bytes) -> None:
+        """See `Memory`."""
+        self.array[: data.nbytes] = data
+
+    def download(self, into: Bytes) -> None:
+        """See `Memory`."""
+        into[...] = self.array[: into.nbytes]
+
+
+def part_of(array: Bytes, start: int, n_bytes: int) -> Bytes:
+    """A view of n_bytes; ValueError when they do not lie within the array."""
+    if not 0 <= start <= start + n_bytes <= array.nbytes:
+        raise ValueError(f"bytes {start} to {start + n_bytes} are not within {array.nbytes}")
+    return array[start : start + n_bytes]
+
+
+def host_array(memory: Memory) -> Bytes:
+    """The array of host memory; ValueError for any other, which the host may not touch."""
+    if not isinstance(memory, HostMemory):
+        raise ValueError(f"{memory} is not the host's memory")
+    return memory.array

@@ -1,0 +1,113 @@
+"""Imitates the part of CuPy that probes use, on devices described by the JSON file in $FAKE_DRIVERS.
+
+    "cupy": {"is_hip": false, "devices": [...], "error": "cudaErrorNoDevice: ...",
+             "crashes": [ordinal, ...], "hangs": [...], "wrong": [...], "uncompilable": [...]}
+
+Written from CuPy's documentation; no driver is behind it.  CUDA_VISIBLE_DEVICES hides devices as CUDA does: a
+list of ordinals that ends at the first that there is not.
+"""
+
+import json
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace, TracebackType
+from typing import Any
+
+import numpy as np
+
+__version__ = "99.0"
+_script: dict[str, Any] = json.loads(Path(os.environ["FAKE_DRIVERS"]).read_text()).get("cupy", {})
+if not _script:
+    raise ModuleNotFoundError("No module named 'cupy'", name="cupy")
+if "import_error" in _script:
+    raise ImportError(_script["import_error"])
+_now = {"ordinal": 0}
+
+
+class CUDARuntimeError(RuntimeError):
+    pass
+
+
+def _visible() -> list[dict[str, Any]]:
+    if "error" in _script:
+        raise CUDARuntimeError(_script["error"])
+    devices: list[dict[str, Any]] = _script.get("devices", [])
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return devices
+    chosen: list[dict[str, Any]] = []
+    for word in listed.split(","):
+        if not word.isdigit() or int(word) >= len(devices):
+            break
+        chosen.append(devices[int(word)])
+    if not chosen:
+        raise CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
+    return chosen
+
+
+def _properties(ordinal: int) -> dict[str, Any]:
+    device = _visible()[ordinal]
+    made = {
+        "name": b"Fake GPU",
+        "totalGlobalMem": 8 << 30,
+        "major": 8,
+        "minor": 6,
+        "integrated": 0,
+        "pciDomainID": 0,
+        "pciBusID": 1 + ordinal,
+        "pciDeviceID": 0,
+    }
+    made |= {key: value for key, value in device.items() if key in made}
+    made["name"] = str(device.get("name", "Fake GPU")).encode()
+    if "uuid" in device:
+        made["uuid"] = bytes.fromhex(device["uuid"])
+    if "gcnArchName" in device:
+        made["gcnArchName"] = device["gcnArchName"].encode()
+    return made
+
+
+runtime = SimpleNamespace(
+    is_hip=_script.get("is_hip", False),
+    CUDARuntimeError=CUDARuntimeError,
+    getDeviceCount=lambda: len(_visible()),
+    getDeviceProperties=_properties,
+    memGetInfo=lambda: (3 << 30, 8 << 30),
+    runtimeGetVersion=lambda: 12040,
+    driverGetVersion=lambda: 12060,
+)
+
+
+class _Device:
+    def __init__(self, ordinal: int) -> None:
+        self._ordinal = ordinal
+
+    def __enter__(self) -> None:
+        _now["ordinal"] = self._ordinal
+        if self._ordinal in _script.get("crashes", []):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        while self._ordinal in _script.get("hangs", []):
+            signal.pause()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+
+cuda = SimpleNamespace(runtime=runtime, Device=_Device)
+arange, zeros, asnumpy = np.arange, np.zeros, np.asarray
+
+
+class RawKernel:
+    def __init__(self, source: str, name: str) -> None:
+        assert f"void {name}(" in source
+        if _now["ordinal"] in _script.get("uncompilable", []):
+            raise RuntimeError("\n====\nnvrtc: error: invalid value for --gpu-architecture\n")
+
+    def __call__(self, grid: tuple[int], block: tuple[int], args: tuple[Any, Any, int]) -> None:
+        x, y, n = args
+        n_threads = min(n, grid[0] * block[0])
+        y[:n_threads] = 2 * x[:n_threads]
+        if _now["ordinal"] in _script.get("wrong", []):
+            y[0] = 1
