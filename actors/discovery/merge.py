@@ -24,9 +24,14 @@ def merge(host: Device, reports: Sequence[LibraryReport]) -> Merged:
     """One list from all.  The host is always in it: every load needs its memory."""
     by_rank = sorted(reports, key=lambda report: RANK.index(report.library))
     kernels = next((report for report in reports if report.library == HOST), None)
-    if kernels is not None and kernels.state == "failed":
-        host = msgspec.structs.replace(host, is_usable=False, reason=kernels.reason)
-    found = [_with_host_memory(device, host) for report in by_rank for device in report.devices]
+    if kernels is not None:
+        host = _with_kernels(host, kernels)
+    found = [
+        _with_host_memory(device, host)
+        for report in by_rank
+        if report.library != HOST
+        for device in report.devices
+    ]
     usable, filtered = [host], [device for device in found if not device.is_usable]
     for device in found:
         if not device.is_usable:
@@ -38,6 +43,14 @@ def merge(host: Device, reports: Sequence[LibraryReport]) -> Merged:
             reason = "listed twice" if is_double else f"the same device as {twin.library}'s {twin.id}"
             filtered.append(msgspec.structs.replace(device, is_usable=False, reason=reason))
     return Merged(tuple(usable), tuple(filtered))
+
+
+def _with_kernels(host: Device, kernels: LibraryReport) -> Device:
+    """The host with what its kernels' probe knows of it: whether they run, how fast memory is read."""
+    if kernels.state == "failed":
+        return msgspec.structs.replace(host, is_usable=False, reason=kernels.reason)
+    measured = next((device.bytes_per_s for device in kernels.devices if device.id == HOST), 0.0)
+    return msgspec.structs.replace(host, bytes_per_s=measured)
 
 
 def _twin(device: Device, taken: Sequence[Device]) -> Device | None:

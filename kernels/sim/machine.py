@@ -98,10 +98,21 @@ class SimMachine:
         is_integrated: bool = False,
         uuid: str = "",
         pci_id: str = "",
+        bytes_per_s: float = 0.0,
+        copy_s: float = 0.0,
     ) -> SimDevice:
         """A new device, or another one in its place, without faults."""
         made = SimDevice(
-            device, total_bytes, name, granularity_bytes, context_bytes, is_integrated, uuid, pci_id
+            device,
+            total_bytes,
+            name,
+            granularity_bytes,
+            context_bytes,
+            is_integrated,
+            uuid,
+            pci_id,
+            bytes_per_s,
+            copy_s,
         )
         with self._store.change() as state:
             state.devices[device] = made

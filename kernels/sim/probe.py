@@ -18,6 +18,8 @@ class Sighting(NamedTuple):
     is_integrated: bool
     uuid: str
     pci_id: str
+    bytes_per_s: float
+    copy_s: float
 
 
 def probe(machine: SimMachine) -> list[Sighting]:
@@ -38,6 +40,8 @@ def probe(machine: SimMachine) -> list[Sighting]:
             device.is_integrated,
             device.uuid,
             device.pci_id,
+            device.bytes_per_s,
+            device.copy_s,
         )
         for device in machine.devices()
     ]

@@ -23,6 +23,8 @@ class SimDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     is_integrated: bool = False
     uuid: str = ""
     pci_id: str = ""
+    bytes_per_s: float = 0.0  # the speed of its memory, as the driver claims it; 0: it does not say
+    copy_s: float = 0.0  # how long a small copy between it and the host takes, likewise
 
 
 class Holding(msgspec.Struct, forbid_unknown_fields=True):

@@ -46,7 +46,7 @@ class Cuda:
         return _listing(listed, nvml, cards, facts, around.variables)
 
     def check(self, around: Surroundings, device_id: str) -> LibraryReport:
-        """Compute something on one GPU."""
+        """Compute something on one GPU and measure its speed."""
         report = self.look(around)
         device = find_device(report.devices, device_id)
         if device is None or device_id not in report.unchecked:
@@ -55,8 +55,10 @@ class Cuda:
         ordinal = next(d.ordinal for d in cupy.devices() if _is_same(d, device))
         try:
             total_bytes, free_bytes = cupy.compute(ordinal)
+            speed = cupy.speed(ordinal)
         except Unsupported as fault:
             return failed(LIBRARY, fault.message, device)
+        device = msgspec.structs.replace(device, bytes_per_s=speed.bytes_per_s, copy_s=speed.copy_s)
         if device.memory_from == "library":
             device = msgspec.structs.replace(device, total_bytes=total_bytes, free_bytes=free_bytes)
         return LibraryReport(LIBRARY, "found", (judge(device),))

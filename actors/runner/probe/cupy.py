@@ -5,7 +5,10 @@ imitates it.
 """
 
 import importlib
+import statistics
+import time
 import uuid
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -22,6 +25,13 @@ extern "C" __global__ void twice(const float* x, float* y, long long n) {
 N_CHECKED: Final = 1000  # no multiple of a block: the bound in the kernel matters
 N_BLOCK: Final = 128
 UUID_BYTES: Final = 16
+N_PASSES: Final = 5
+STREAM_BYTES: Final = 256 << 20
+"""Copied within the device: several times what its caches hold, and under 0.1 s of a slow one."""
+SPARE: Final = 4
+"""Source and target together may take half of what is free, for a moment: runners may be loading there."""
+N_COPIES: Final = 20
+COPY_BYTES: Final = 16 << 10  # the activation of a token, n_embd 4096
 
 
 class CupyDevice(msgspec.Struct, frozen=True):
@@ -35,6 +45,13 @@ class CupyDevice(msgspec.Struct, frozen=True):
     compute: tuple[int, int]
     arch: str  # of ROCm: "gfx1100"
     is_integrated: bool
+
+
+class CupySpeed(msgspec.Struct, frozen=True):
+    """How fast a device is, measured; see `protocol.Device`.  0: there was no room to measure it."""
+
+    bytes_per_s: float
+    copy_s: float
 
 
 class Cupy:
@@ -91,6 +108,50 @@ class Cupy:
         if got != [2.0 * i for i in range(N_CHECKED)]:
             raise Unsupported("it computes wrong results", where="probe.cupy")
         return int(total_bytes), int(free_bytes)
+
+    def speed(self, ordinal: int) -> CupySpeed:
+        """Measure a device that computes; Unsupported says what failed.
+
+        Reading is taken from copies within the device, which read and write each byte: streamed, both are
+        bound by the same memory.
+        """
+        try:
+            with self._cupy.cuda.Device(ordinal):
+                return CupySpeed(self._bytes_per_s(), self._copy_s())
+        except self._cupy.cuda.memory.OutOfMemoryError:  # somebody else was faster; the device works
+            return CupySpeed(0.0, 0.0)
+        except Exception as exc:  # as in `compute`
+            raise Unsupported(f"it does not copy: {_words(exc)}", where="probe.cupy") from exc
+
+    def _bytes_per_s(self) -> float:
+        free_bytes, _ = self._runtime.memGetInfo()
+        if free_bytes < STREAM_BYTES * SPARE:
+            return 0.0
+        source = self._cupy.zeros(STREAM_BYTES, dtype="uint8")
+        target = self._cupy.zeros(STREAM_BYTES, dtype="uint8")
+        return 2 * STREAM_BYTES / self._median_s(lambda: self._cupy.copyto(target, source), N_PASSES)
+
+    def _copy_s(self) -> float:
+        """One way: half of there and back, which waits for the device as a boundary between layers does."""
+        there = self._cupy.zeros(COPY_BYTES, dtype="uint8")
+        here = self._cupy.asnumpy(there)
+
+        def to_and_fro() -> None:
+            there.set(here)
+            self._cupy.asnumpy(there)
+
+        return self._median_s(to_and_fro, N_COPIES) / 2
+
+    def _median_s(self, work: Callable[[], None], n_passes: int) -> float:
+        """Seconds that the device takes; the first pass, which sets things up, is not counted."""
+        passes: list[float] = []
+        for _ in range(1 + n_passes):
+            self._runtime.deviceSynchronize()
+            began_s = time.perf_counter()
+            work()
+            self._runtime.deviceSynchronize()
+            passes.append(time.perf_counter() - began_s)
+        return statistics.median(passes[1:])
 
     def _device(self, ordinal: int) -> CupyDevice:
         of: dict[str, Any] = self._runtime.getDeviceProperties(ordinal)

@@ -20,6 +20,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     variables: dict[str, str]  # the environment variables that hide or rename devices
     pci: Path = Path("/sys/bus/pci/devices")
     dev: Path = Path("/dev")
+    cpus: Path = Path("/sys/devices/system/cpu")
 
 
 class Probe(Protocol):

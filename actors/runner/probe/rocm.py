@@ -62,7 +62,7 @@ class Rocm:
         return LibraryReport(LIBRARY, state, mine + rest, facts=facts, unchecked=unchecked)
 
     def check(self, around: Surroundings, device_id: str) -> LibraryReport:
-        """Compute something on one GPU: the compiler knows which it can make code for."""
+        """Compute on one GPU and measure its speed: the compiler knows which it can make code for."""
         report = self.look(around)
         device = find_device(report.devices, device_id)
         if device is None or device_id not in report.unchecked:
@@ -70,8 +70,10 @@ class Rocm:
         cupy, ordinal = Cupy(LIBRARY), report.unchecked.index(device_id)
         try:
             total_bytes, free_bytes = cupy.compute(ordinal)
+            speed = cupy.speed(ordinal)
         except Unsupported as fault:
             return failed(LIBRARY, fault.message, device)
+        device = msgspec.structs.replace(device, bytes_per_s=speed.bytes_per_s, copy_s=speed.copy_s)
         if device.memory_from == "library":
             device = msgspec.structs.replace(device, total_bytes=total_bytes, free_bytes=free_bytes)
         return LibraryReport(LIBRARY, "found", (judge(device),))

@@ -47,4 +47,6 @@ def _device(sighting: Sighting) -> Device:
         is_integrated=sighting.is_integrated,
         pci_id=sighting.pci_id,
         memory_from=LIBRARY,
+        bytes_per_s=sighting.bytes_per_s,
+        copy_s=sighting.copy_s,
     )

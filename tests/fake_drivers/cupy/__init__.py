@@ -1,7 +1,10 @@
 """Imitates the part of CuPy that probes use, on devices described by the JSON file in $FAKE_DRIVERS.
 
     "cupy": {"is_hip": false, "devices": [...], "error": "cudaErrorNoDevice: ...",
-             "crashes": [ordinal, ...], "hangs": [...], "wrong": [...], "uncompilable": [...]}
+             "crashes": [ordinal, ...], "hangs": [...], "wrong": [...], "uncompilable": [...],
+             "full": [...], "uncopyable": [...], "free": bytes, "copyto_s": 0.0, "to_host_s": 0.0}
+
+An array is as large as REAL_BYTES at most: nobody looks at the rest.
 
 Written from CuPy's documentation; no driver is behind it.  CUDA_VISIBLE_DEVICES hides devices as CUDA does: a
 list of ordinals that ends at the first that there is not.
@@ -10,6 +13,7 @@ list of ordinals that ends at the first that there is not.
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import Any
@@ -22,7 +26,9 @@ if not _script:
     raise ModuleNotFoundError("No module named 'cupy'", name="cupy")
 if "import_error" in _script:
     raise ImportError(_script["import_error"])
+REAL_BYTES = 1 << 20
 _now = {"ordinal": 0}
+_queued_s = [0.0]  # work that the device has not done yet
 
 
 class CUDARuntimeError(RuntimeError):
@@ -67,12 +73,18 @@ def _properties(ordinal: int) -> dict[str, Any]:
     return made
 
 
+def _synchronize() -> None:
+    time.sleep(_queued_s[0])
+    _queued_s[0] = 0.0
+
+
 runtime = SimpleNamespace(
     is_hip=_script.get("is_hip", False),
     CUDARuntimeError=CUDARuntimeError,
     getDeviceCount=lambda: len(_visible()),
     getDeviceProperties=_properties,
-    memGetInfo=lambda: (3 << 30, 8 << 30),
+    memGetInfo=lambda: (_script.get("free", 3 << 30), 8 << 30),
+    deviceSynchronize=_synchronize,
     runtimeGetVersion=lambda: 12040,
     driverGetVersion=lambda: 12060,
 )
@@ -95,8 +107,40 @@ class _Device:
         return None
 
 
-cuda = SimpleNamespace(runtime=runtime, Device=_Device)
-arange, zeros, asnumpy = np.arange, np.zeros, np.asarray
+class OutOfMemoryError(MemoryError):
+    pass
+
+
+class _Array(np.ndarray[Any, Any]):
+    """An array of the device."""
+
+    def set(self, array: np.ndarray[Any, Any]) -> None:
+        self[...] = array
+
+
+cuda = SimpleNamespace(
+    runtime=runtime, Device=_Device, memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError)
+)
+arange = np.arange
+
+
+def zeros(n: int, dtype: str) -> _Array:
+    if _now["ordinal"] in _script.get("full", []) and n > REAL_BYTES:
+        raise OutOfMemoryError(f"Out of memory allocating {n:,} bytes")
+    return np.zeros(min(n, REAL_BYTES), dtype).view(_Array)
+
+
+def asnumpy(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    _queued_s[0] += _script.get("to_host_s", 0.0)
+    _synchronize()
+    return np.array(array)
+
+
+def copyto(target: _Array, source: _Array) -> None:
+    if _now["ordinal"] in _script.get("uncopyable", []):
+        raise CUDARuntimeError("cudaErrorECCUncorrectable: uncorrectable ECC error encountered")
+    target[...] = source
+    _queued_s[0] += _script.get("copyto_s", 0.0)
 
 
 class RawKernel:
