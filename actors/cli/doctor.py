@@ -16,7 +16,7 @@ from actors.protocol import Device, Diagnosis, HostReport, LibraryReport
 from actors.settings import VISIBILITY
 
 COMMAND = (sys.executable, "-m", "actors.discovery", "--diagnose")
-GIGA = 1e9
+GIGA, MILLI = 1e9, 1e3
 SPARE_S = 10.0  # beyond the probes' own time-outs, for processes to start on a busy machine
 
 
@@ -89,6 +89,7 @@ def _usable_row(device: Device) -> tuple[str, str]:
     words += ["integrated"] if device.is_integrated else []
     words += [f"compute {device.compute}"] if device.compute else []
     words += [f"reads {device.bytes_per_s / GIGA:.3g} GB/s"] if device.bytes_per_s else []
+    words += [f"a copy takes {MILLI * device.copy_s:.2g} ms"] if device.copy_s else []
     words += [] if device.is_usable else [f"not usable: {device.reason}"]
     return device.id, ", ".join(words)
 

@@ -319,12 +319,14 @@ async def rig(
     *,
     with_scheduler: bool = True,
     make_host: Callable[[Config], Service] | None = None,
+    make_discovery: Callable[[Config], Service] | None = None,
     command: tuple[str, ...] = FAKE_RUNNER,
     **settings: object,
 ) -> AsyncGenerator[Rig, None]:
     """Discovery, host and scheduler, started; all ended at the end of the block.  Fails after 30 s.
 
-    `command` starts a runner of the ordinary host; `make_host` brings a host of another kind.
+    `command` starts a runner of the ordinary host; `make_host` brings a host of another kind, and
+    `make_discovery` a discovery in place of the fake one.
     """
     run_dir = directory / "run"
     make_run_dir(str(run_dir))
@@ -332,7 +334,8 @@ async def rig(
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             made = Rig(directory, config, nursery, make_host or (lambda config: RunnerHost(config, command)))
-            made.discovery_running = await made.start("discovery", made.discovery)
+            discovery = made.discovery if make_discovery is None else make_discovery(config)
+            made.discovery_running = await made.start("discovery", discovery)
             await made.start_host()
             if with_scheduler:
                 await made.start("scheduler", Scheduler(config))

@@ -192,11 +192,15 @@ def test_a_removed_device_takes_along_what_was_held_on_it(machine: SimMachine) -
 
 
 def test_a_probe_lists_what_there_is(machine: SimMachine) -> None:
-    machine.add_device("sim:1", 32 * MIB, is_integrated=True, pci_id="0000:01:00.0")
+    machine.add_device(
+        "sim:1", 32 * MIB, is_integrated=True, pci_id="0000:01:00.0", bytes_per_s=2e9, copy_s=0.5
+    )
     machine.take("game", "sim:1", 8 * MIB)
     first, second = probe(machine)
     assert (first.id, first.uuid, first.free_bytes) == ("sim:0", "SIM-a", 64 * MIB)
     assert (second.is_integrated, second.pci_id, second.free_bytes) == (True, "0000:01:00.0", 24 * MIB)
+    assert (first.bytes_per_s, first.copy_s) == (0, 0)  # it does not say
+    assert (second.bytes_per_s, second.copy_s) == (2e9, 0.5)
 
 
 def test_a_probe_may_list_a_device_twice_or_by_another_name(machine: SimMachine) -> None:

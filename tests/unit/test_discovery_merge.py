@@ -39,6 +39,19 @@ def test_a_host_whose_kernels_fail_is_listed_as_unusable() -> None:
     assert (host.is_usable, host.reason) == (False, "the cpu probe crashed by SIGILL")
 
 
+def test_the_host_has_the_speed_that_its_kernels_measured_and_memory_of_its_own() -> None:
+    measured = Device("cpu", "cpu", "host", 0, 0, bytes_per_s=5e9)
+    merged = merge(HOST, [report("cpu", measured)])
+    assert merged.usable == (msgspec.structs.replace(HOST, bytes_per_s=5e9),)
+    assert merged.filtered == ()
+
+
+def test_a_device_keeps_the_speed_of_the_last_look_through_readings() -> None:
+    gpu = msgspec.structs.replace(device("a", "cuda", memory_from="nvml"), bytes_per_s=9e9, copy_s=0.5)
+    new, _ = with_memory(report("cuda", gpu), [FreeMemory("a", 100, 7)])
+    assert [(d.bytes_per_s, d.copy_s) for d in merge(HOST, [new]).usable[1:]] == [(9e9, 0.5)]
+
+
 def test_what_runners_cannot_use_is_not_among_the_devices() -> None:
     gpu = device("GPU-1", "cuda", reason="no backend for cuda yet")
     merged = merge(HOST, [report("cuda", gpu)])

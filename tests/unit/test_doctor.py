@@ -69,6 +69,14 @@ def test_integrated_devices_and_old_figures_are_marked() -> None:
     assert "Found, and not used" not in text
 
 
+def test_a_speed_is_told_where_it_was_measured() -> None:
+    host = msgspec.structs.replace(HOST, bytes_per_s=14.26e9)
+    gpu = Device("sim:0", "sim", "A GPU", GIB, GIB, bytes_per_s=5e11, copy_s=0.00012)
+    text = lines(msgspec.structs.replace(DIAGNOSIS, devices=(host, gpu)))
+    assert "cpu A CPU, 8.0 GiB free of 16.0 GiB, reads 14.3 GB/s" in text
+    assert "sim:0 A GPU, 1.0 GiB free of 1.0 GiB, reads 500 GB/s, a copy takes 0.12 ms" in text
+
+
 def test_names_from_drivers_cannot_steer_the_terminal() -> None:
     nasty = msgspec.structs.replace(GPU, name="A\x1b[2JGPU", reason="\x07")
     assert "\x1b" not in doctor_text(msgspec.structs.replace(DIAGNOSIS, filtered=(nasty,)), "")

@@ -12,10 +12,14 @@ import pytest
 from actors.config import Config
 from actors.pci import AMD, NVIDIA, find_cards, normal_pci_id
 from actors.protocol import Device, FreeMemory, LibraryReport
+from actors.runner.probe import cupy as cupy_probe
 from actors.runner.probe import nvml
+from actors.runner.probe.cpu import READ_BYTES, READ_MAX_BYTES, Cpu, cache_bytes, streamed_bytes
 from actors.runner.probe.cuda import Cuda
 from actors.runner.probe.report import Surroundings
 from actors.runner.probe.rocm import Rocm
+from actors.runner.probe.sim import Sim
+from kernels.sim.machine import SimMachine
 
 FAKES = Path(__file__).resolve().parent.parent / "fake_drivers"
 UUID = "00112233445566778899aabbccddeeff"
@@ -273,6 +277,85 @@ def test_amd_gpus_that_a_variable_hides_are_named_with_it(drivers: Drivers, vari
     around = amd(drivers({variable: "7"}, cupy={"is_hip": True, "devices": []}), CARD)
     reason = only(Rocm().look(around)).reason
     assert reason == f'hidden by {variable}="7"'
+
+
+# --- Speed -------------------------------------------------------------------------------------------------
+
+COPYTO_S, TO_HOST_S = 0.02, 0.01
+
+
+@pytest.mark.parametrize("library", ["cuda", "rocm"])
+def test_a_check_waits_for_the_device_and_measures_it(drivers: Drivers, library: str) -> None:
+    """The imitation does its work when somebody waits for it, as devices do."""
+    times = {"copyto_s": COPYTO_S, "to_host_s": TO_HOST_S}
+    if library == "cuda":
+        around = drivers(cupy={"devices": [{}], **times}, nvml={"gpus": [GPU]})
+        checked = only(Cuda().check(around, GPU_ID))
+    else:
+        checked = only(Rocm().check(amd(drivers(cupy=ROCM | times), CARD), "GPU-1f2e3d"))
+    most = 2 * cupy_probe.STREAM_BYTES / COPYTO_S  # each byte is read and written
+    assert 0.2 * most < checked.bytes_per_s <= most
+    assert TO_HOST_S / 2 <= checked.copy_s < 5 * TO_HOST_S  # one way of two
+
+
+@pytest.mark.parametrize("fault", [{"full": [0]}, {"free": 1 << 30, "full": [0]}, {"free": 1000}])
+def test_a_device_without_room_to_measure_works_all_the_same(drivers: Drivers, fault: dict[str, Any]) -> None:
+    checked = only(Cuda().check(drivers(cupy={"devices": [{}], **fault}, nvml={"gpus": [GPU]}), GPU_ID))
+    assert (checked.bytes_per_s, checked.reason) == (0, "no backend for cuda yet")
+
+
+def test_a_device_that_cannot_copy_is_refused_in_its_own_words(drivers: Drivers) -> None:
+    around = drivers(cupy={"devices": [{}], "uncopyable": [0]}, nvml={"gpus": [GPU]})
+    reason = "it does not copy: cudaErrorECCUncorrectable: uncorrectable ECC error encountered"
+    assert only(Cuda().check(around, GPU_ID)).reason == reason
+
+
+def test_a_simulated_device_is_as_fast_as_it_claims(tmp_path: Path) -> None:
+    SimMachine(tmp_path).add_device("sim:0", 1 << 20, bytes_per_s=3e9, copy_s=0.25)
+    device = only(Sim().look(Surroundings(Config(sim_dir=str(tmp_path)), {})))
+    assert (device.bytes_per_s, device.copy_s) == (3e9, 0.25)
+
+
+def test_the_host_is_measured_by_the_kernels_that_runners_use(tmp_path: Path) -> None:
+    report = Cpu().look(Surroundings(Config(), {}, cpus=tmp_path))
+    assert (report.state, only(report).id, only(report).copy_s) == ("found", "cpu", 0)
+    assert 1e8 < only(report).bytes_per_s < 1e13
+
+
+def test_the_reference_is_not_measured() -> None:
+    assert Cpu().look(Surroundings(Config(cpu_isa="reference"), {})).devices == ()
+
+
+def put_cache(cpus: Path, cpu: int, index: int, *texts: str) -> None:
+    """Its level, size and sharers."""
+    folder = cpus / f"cpu{cpu}" / "cache" / f"index{index}"
+    folder.mkdir(parents=True)
+    for name, text in zip(("level", "size", "shared_cpu_list"), texts, strict=True):
+        (folder / name).write_text(text + "\n")
+
+
+def test_caches_are_counted_once_for_all_that_share_them(tmp_path: Path) -> None:
+    assert cache_bytes(tmp_path) == 0
+    for cpu, shared in enumerate(("0-1", "0-1", "2-3", "2-3")):
+        put_cache(tmp_path, cpu, 2, "2", "512K", str(cpu))
+        put_cache(tmp_path, cpu, 3, "3", "32768K", shared)
+    assert cache_bytes(tmp_path) == 64 << 20
+
+
+@pytest.mark.parametrize(
+    ("cached_bytes", "free_bytes", "n_bytes"),
+    [
+        (0, None, READ_BYTES),
+        (READ_BYTES, None, 2 * READ_BYTES),  # not the caches' own speed
+        (READ_MAX_BYTES, None, 0),
+        (0, 4 * READ_BYTES, READ_BYTES),
+        (0, 4 * READ_BYTES - 1, 0),
+    ],
+)
+def test_more_than_the_caches_hold_is_read_or_nothing(
+    cached_bytes: int, free_bytes: int | None, n_bytes: int
+) -> None:
+    assert streamed_bytes(cached_bytes, free_bytes) == n_bytes
 
 
 # --- The bus -----------------------------------------------------------------------------------------------
