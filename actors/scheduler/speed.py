@@ -4,12 +4,12 @@ Decoding runs at the speed of memory, so a layer takes its bytes over what its d
 wherever neighbouring layers lie on different devices, the activations are copied and one side waits for the
 other.  When only a few layers go to a GPU, those copies can take longer than the GPU gains.
 
-Discovery's `Device` has the figures that probes measured.  Where it has none we assume, from what such machines commonly
-do: 20 GB/s for the host (two channels of DDR4), 200 GB/s for a discrete GPU (a small one: its memory is
-never slower than several times the host's), 40 GB/s for an integrated one (the host's memory, of which
-processor cores alone often reach half), and 0.1 ms for a copy (transfer, launch and wake-up, not bytes: an
-activation has a few KiB).  So without measurement a GPU is left out only when its part is worth less than
-two such copies: about 4.4 MB of weights on a discrete GPU, 8 MB on an integrated one.
+Discovery's `Device` has the figures that probes measured.  Where it has none we assume, from what such
+machines commonly do: 20 GB/s for the host (two channels of DDR4), 200 GB/s for a discrete GPU (a small one:
+its memory is never slower than several times the host's), 40 GB/s for an integrated one (the host's memory,
+of which processor cores alone often reach half), and 0.1 ms for a copy (transfer, launch and wake-up, not
+bytes: an activation has a few KiB).  So without measurement a GPU is left out only when its part is worth
+less than two such copies: about 4.4 MB of weights on a discrete GPU, 8 MB on an integrated one.
 """
 
 from collections.abc import Sequence

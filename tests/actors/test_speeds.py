@@ -33,8 +33,10 @@ def machine(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> SimMachine:
 @asynccontextmanager
 async def discovered(run_dir: Path) -> AsyncGenerator[Rig, None]:
     """A scheduler that hears of the simulated machine from a real discovery and its probes."""
-    settings = {"sim_dir": str(run_dir / "sim"), "library": "sim"}
-    async with rig(run_dir, make_host=InsideHost, make_discovery=Discovery, **settings) as made:
+    folder = str(run_dir / "sim")
+    async with rig(
+        run_dir, make_host=InsideHost, make_discovery=Discovery, sim_dir=folder, library="sim"
+    ) as made:
         yield made
 
 
