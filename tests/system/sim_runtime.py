@@ -2,10 +2,13 @@
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -16,16 +19,20 @@ import httpx
 
 from actors.protocol import (
     Devices,
-    Explain,
-    Explanation,
     ListLoaded,
     Loaded,
     LoadedModel,
+    LoadOptions,
+    LoadPlan,
     MeasureDevices,
     MemoryReport,
+    ModelSpec,
+    PlanLoad,
+    Resolve,
 )
 from actors.scheduler.layout import GPU_RESERVE_BYTES
 from kernels.sim.machine import SimMachine
+from kernels.sim.state import ProbeScript
 from tests.golden.tiny import Tiny, weights, write
 from tests.system.conftest import Runtime, started
 
@@ -40,7 +47,8 @@ SETTLED_S = 20.0  # a ceiling for broken builds
 LASTING = {"discovery.sock", "gateway.sock", "host.sock", "scheduler.sock"}
 COMMAND_S = 60.0
 OPTIONS: Mapping[str, Any] = {"num_predict": 8, "temperature": 0, "num_batch": 32, "num_ctx": 64}
-ENDLESS = {"num_predict": 400, "seed": 7, "repeat_penalty": 0.01, "repeat_last_n": 32, "num_ctx": 128}
+# favours its own words, so that it does not end by itself
+LONG: Mapping[str, Any] = {"num_predict": 110, "num_ctx": 128, "repeat_penalty": 0.3, "repeat_last_n": 32}
 
 
 def room_for(n_bytes: int) -> int:
@@ -94,9 +102,34 @@ class SimRuntime:
         found: Loaded = self.runtime.ask_actor("scheduler", lambda link: link.ask(ListLoaded(), Loaded))
         return {each.model.name.partition(":")[0]: each for each in found.models}
 
-    def why(self) -> Explanation:
-        """What the scheduler decided."""
-        return self.runtime.ask_actor("scheduler", lambda link: link.ask(Explain(), Explanation))
+    def waits_for(self, model: str) -> str:
+        """What somebody waits for who wants the model, in words; "" where nobody does."""
+        found: Loaded = self.runtime.ask_actor("scheduler", lambda link: link.ask(ListLoaded(), Loaded))
+        reasons = {each.model.name.partition(":")[0]: each.reason for each in found.waiting}
+        return reasons.get(model, "")
+
+    def wait_until_the_scheduler_sees(self, model: str) -> None:
+        """Until the figures it plans with are what the devices say."""
+        spec: ModelSpec = self.runtime.ask_actor("gateway", lambda link: link.ask(Resolve(model), ModelSpec))
+
+        def is_seen() -> bool:
+            plan: LoadPlan = self.runtime.ask_actor(
+                "scheduler", lambda link: link.ask(PlanLoad(spec, LoadOptions(n_ctx=64)), LoadPlan)
+            )
+            seen = {device.id: device.free_bytes for device in plan.devices if device.id != CPU}
+            return seen == {d.id: self.machine.reported_free(d.id) for d in self.machine.devices()}
+
+        self.runtime.wait_until(is_seen, SETTLED_S)
+
+    def kill_scheduler_once(self, is_so: Callable[[], bool]) -> None:
+        """SIGKILL at the moment when something is so; returns when there is another one."""
+        pid = self.runtime.pid("scheduler")
+        ends_s = time.monotonic() + SETTLED_S
+        while not is_so():  # without a pause worth the name: what is awaited may last for milliseconds
+            assert time.monotonic() < ends_s, "it never came"
+            time.sleep(0.001)
+        os.kill(pid, signal.SIGKILL)
+        self.runtime.wait_until(lambda: self.runtime.pid("scheduler") != pid, SETTLED_S)
 
     def devices(self) -> dict[str, int]:
         """Free bytes of what discovery offers, measured now."""
@@ -148,6 +181,28 @@ def body(model: str, **options: object) -> dict[str, Any]:
     }  # fmt: skip
 
 
+class Asked:
+    """A request in a thread of its own, so that a test can look meanwhile."""
+
+    def __init__(self, sim: SimRuntime, model: str, **options: object) -> None:
+        self._answers: list[httpx.Response] = []
+        self._thread = threading.Thread(target=lambda: self._answers.append(sim.ask(model, **options)))
+        self._thread.start()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the answer is there."""
+        return bool(self._answers)
+
+    def result(self) -> httpx.Response:
+        """The answer, which must be one or an error in words."""
+        self._thread.join(COMMAND_S)
+        assert self._answers, "neither an answer nor an error"
+        (answer,) = self._answers
+        assert answer.status_code == 200 or len(answer.json()["error"]) > 10, answer.text
+        return answer
+
+
 def offloaded(report: MemoryReport) -> dict[str, int]:
     """How many layers have weights on each device; those of the host too."""
     counts = {
@@ -167,14 +222,19 @@ def measured(report: MemoryReport) -> dict[str, int]:
 
 
 @contextmanager
-def simulated(rooms: Mapping[str, int], **settings: str) -> Iterator[SimRuntime]:
-    """A runtime on a machine whose devices have so much room for layers, in bytes."""
+def simulated(
+    rooms: Mapping[str, int], probe: ProbeScript | None = None, **settings: str
+) -> Iterator[SimRuntime]:
+    """A runtime on a machine whose devices have so much room for layers, in bytes; `probe` goes wrong."""
     with tempfile.TemporaryDirectory(prefix="sim-", dir="/tmp") as folder:
         machine = SimMachine(folder)
         for device, n_bytes in rooms.items():
             machine.add_device(device, room_for(n_bytes))
+        if probe is not None:
+            machine.script_probe(probe)
         environ = {"RUNTIME_SIM": folder, "OLLAMA_NUM_PARALLEL": "1", **settings}
         with started(**environ) as runtime:
             made = SimRuntime(runtime, machine)
-            runtime.wait_until(lambda: {*rooms} <= {*made.devices()}, SETTLED_S)
+            if probe is None:
+                runtime.wait_until(lambda: {*rooms} <= {*made.devices()}, SETTLED_S)
             yield made
