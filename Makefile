@@ -12,9 +12,10 @@ BUILD_TOOLS := "scikit-build-core>=0.11" "nanobind>=2.9" "cmake>=3.26" "ninja>=1
 FUZZ_S ?= 600
 LOADS ?= 10000
 SOAK_S ?= 600
+STEPS ?= 200
 
 .PHONY: help run test setup dev lint format types unit kernels golden actors system faults fuzz-slice fuzz load-campaign soak \
-        sanitize check-native check-neon work-gate bench docs clean
+        sim-campaign sanitize check-native check-neon work-gate bench docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -119,6 +120,9 @@ fuzz: dev ## a long run of the fuzzer, FUZZ_S seconds
 
 soak: dev ## random use and kills of the real runtime, SOAK_S seconds
 	$(BIN)/python -m tests.system.soak $(SOAK_S)
+
+sim-campaign: dev ## STEPS random loads, unloads, hang-ups and kills on simulated devices, some minutes
+	SIM_STEPS=$(STEPS) $(PYTEST) tests/system/test_sim_campaign.py
 
 bench: dev ## measure against the machine's limits and peers; ARGS="--peer llama.cpp=FOLDER", see docs/performance.md
 	$(BIN)/python -m bench $(ARGS)
