@@ -19,6 +19,8 @@ import httpx
 
 from actors.protocol import (
     Devices,
+    Explain,
+    Explanation,
     ListLoaded,
     Loaded,
     LoadedModel,
@@ -102,6 +104,13 @@ class SimRuntime:
         found: Loaded = self.runtime.ask_actor("scheduler", lambda link: link.ask(ListLoaded(), Loaded))
         return {each.model.name.partition(":")[0]: each for each in found.models}
 
+    def load_times(self) -> list[tuple[float, float]]:
+        """When the latest load of each model began and ended, in seconds since 1970."""
+        found: Explanation = self.runtime.ask_actor(
+            "scheduler", lambda link: link.ask(Explain(), Explanation)
+        )
+        return [(load.began_at, load.began_at + load.took_s) for load in found.loads]
+
     def waits_for(self, model: str) -> str:
         """What somebody waits for who wants the model, in words; "" where nobody does."""
         found: Loaded = self.runtime.ask_actor("scheduler", lambda link: link.ask(ListLoaded(), Loaded))
@@ -124,12 +133,16 @@ class SimRuntime:
     def kill_scheduler_once(self, is_so: Callable[[], bool]) -> None:
         """SIGKILL at the moment when something is so; returns when there is another one."""
         pid = self.runtime.pid("scheduler")
-        ends_s = time.monotonic() + SETTLED_S
-        while not is_so():  # without a pause worth the name: what is awaited may last for milliseconds
-            assert time.monotonic() < ends_s, "it never came"
-            time.sleep(0.001)
+        self.wait_closely(is_so)
         os.kill(pid, signal.SIGKILL)
         self.runtime.wait_until(lambda: self.runtime.pid("scheduler") != pid, SETTLED_S)
+
+    def wait_closely(self, is_so: Callable[[], bool]) -> None:
+        """Look without a pause worth the name: what is awaited may last for milliseconds."""
+        ends_s = time.monotonic() + SETTLED_S
+        while not is_so():
+            assert time.monotonic() < ends_s, f"it never came: {self.runtime.log()[-2000:]}"
+            time.sleep(0.001)
 
     def devices(self) -> dict[str, int]:
         """Free bytes of what discovery offers, measured now."""

@@ -2,7 +2,6 @@
 
 import pytest
 
-from tests.system.conftest import started
 from tests.system.sim_runtime import (
     ALL_BYTES,
     BESIDE_BYTES,
@@ -13,7 +12,6 @@ from tests.system.sim_runtime import (
     A,
     Asked,
     B,
-    SimRuntime,
     measured,
     offloaded,
     simulated,
@@ -26,8 +24,7 @@ TWO_LAYERS = BESIDE_BYTES + 2 * LAYER_BYTES
 @pytest.fixture(scope="module")
 def expected() -> str:
     """What the model of seed 1 answers without any device."""
-    with started(OLLAMA_NUM_PARALLEL="1") as runtime:
-        alone = SimRuntime(runtime, None)  # pyright: ignore[reportArgumentType]  # it has no devices
+    with simulated({}) as alone:
         alone.add_model("m")
         answer = alone.answer("m")
         assert len(answer) > 0
@@ -116,6 +113,8 @@ def test_two_models_have_a_device_each_and_a_third_evicts_one() -> None:
             sim.add_model(name, seed)
         both = [asked.result() for asked in (Asked(sim, "m"), Asked(sim, "n"))]
         assert [response.status_code for response in both] == [200, 200], [r.text for r in both]
+        (one_from, one_to), (two_from, two_to) = sorted(sim.load_times())
+        assert max(one_from, two_from) < min(one_to, two_to)
         first = {name: measured(model.report) for name, model in sim.loaded().items()}
         assert sorted(map(sorted, first.values())) == [[A], [B]], first
         sim.answer("n")  # so that m is the one that was idle longest

@@ -1,6 +1,7 @@
 """Kills at the worst moment, with models on simulated devices: the truth is recovered, and every byte."""
 
 import os
+import re
 import signal
 from collections.abc import Callable
 
@@ -118,3 +119,18 @@ def test_the_scheduler_is_killed_while_a_victim_is_being_stopped() -> None:
         assert victim not in sim.runtime.runner_pids()
         assert measured(sim.loaded()["n"].report) == sim.used()
         sim.wait_until_nothing_is_left("m", "n")
+
+
+def test_a_load_that_stalls_is_ended_with_its_phase_and_the_next_request_loads_anew() -> None:
+    with simulated({A: ALL_BYTES}, OLLAMA_LOAD_TIMEOUT="2s") as sim:
+        sim.add_model("m")
+        asked = Asked(sim, "m")
+        sim.wait_closely(lambda: has_memory(sim))
+        (stopped,) = sim.machine.holders(A)
+        os.kill(stopped, signal.SIGSTOP)
+        refused = asked.result()
+        assert refused.status_code >= 500
+        assert re.search(r"stalled.*(allocating|reading|finalising)", refused.text), refused.text
+        sim.runtime.wait_until(lambda: sim.used() == {}, SETTLED_S)
+        sim.answer("m")
+        sim.wait_until_nothing_is_left("m")
