@@ -10,7 +10,14 @@ from actors.cli.context import Cli, pass_cli, say_json
 from actors.cli.tables import clean, table
 from actors.cli.words import human_time, memory_bytes
 from actors.errors import RequestError
-from actors.protocol import EvictionRound, Explanation, LayoutRound, LoadDecision, LoadOptions
+from actors.protocol import (
+    EvictionCandidate,
+    EvictionRound,
+    Explanation,
+    LayoutRound,
+    LoadDecision,
+    LoadOptions,
+)
 
 N_DECISIONS = 12  # the latest, in the text; --json has all that are remembered
 
@@ -98,7 +105,7 @@ def _eviction_text(eviction: EvictionRound) -> str:
     rows = [
         (
             one.name,
-            memory_bytes(one.held_bytes.get(eviction.device, 0) or sum(one.held_bytes.values())),
+            memory_bytes(_held_bytes(one, eviction.device)),
             "busy" if not one.is_idle else f"{one.idle_s:.1f} s",
             f"{one.reload_s:.1f} s",
             "kept for ever" if one.is_pinned else f"{one.cost:.3g}",
@@ -110,3 +117,8 @@ def _eviction_text(eviction: EvictionRound) -> str:
     if not rows:
         return head
     return f"{head}\n{table(('MODEL', 'HOLDS', 'IDLE', 'RELOAD', 'COST', ''), rows)}"
+
+
+def _held_bytes(one: EvictionCandidate, device: str) -> int:
+    """What its leaving would win: of the device, or of all where a place is what lacks."""
+    return one.held_bytes.get(device, 0) if device else sum(one.held_bytes.values())

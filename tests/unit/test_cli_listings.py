@@ -104,6 +104,7 @@ DECISION = LoadDecision(
                 EvictionCandidate("o:1b", 7.5, 2.0, {"gpu:0": 600 * MIB}, 0.27, True, False, True),
                 EvictionCandidate("p:1b", 0.0, 2.0, {"gpu:0": 600 * MIB}, 9.0, False, False, False),
                 EvictionCandidate("q:1b", 9.0, 2.0, {"gpu:0": 600 * MIB}, 0.2, True, True, False),
+                EvictionCandidate("r:1b", 9.0, 2.0, {"gpu:1": 600 * MIB}, 0.2, True, False, False),
             ),
             "evicting o:1b",
         ),
@@ -134,6 +135,7 @@ def test_why_tells_the_figures_the_rounds_and_who_left() -> None:
             ["o:1b", "600.0 MiB", "7.5 s", "2.0 s", "0.27", "leaves"],
             ["p:1b", "600.0 MiB", "busy", "2.0 s", "9", "stays"],
             ["q:1b", "600.0 MiB", "9.0 s", "2.0 s", "kept for ever", "stays"],
+            ["r:1b", "0", "9.0 s", "2.0 s", "0.2", "stays"],
         ],
         [["2026-11-22 m:latest took 1.50 s to load"]],
     ]
