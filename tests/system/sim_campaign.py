@@ -38,7 +38,7 @@ class Campaign:
         self._sim = sim
         self._draw = random.Random(seed)
         self._asked: list[tuple[str, Asked]] = []
-        self._answers: dict[str, str] = {}
+        self._answers: dict[str, list[int]] = {}
         self.counts: Counter[str] = Counter()
 
     def run(self, n_steps: int) -> None:
@@ -73,11 +73,11 @@ class Campaign:
         if response.status_code != 200:
             assert not is_calm, response.text
             assert response.status_code >= 500, response.text
-            self.counts[f"refusals {response.status_code}"] += 1
+            self.counts[response.text] += 1
             return
         self.counts["answers"] += 1
-        text = response.json()["response"]
-        assert text == self._answers.setdefault(model, text), model
+        tokens = response.json()["context"]
+        assert tokens == self._answers.setdefault(model, tokens), model
 
     def _ask(self) -> None:
         model = self._draw.choice(MODELS)

@@ -60,7 +60,7 @@ def test_a_device_that_goes_from_under_a_model_takes_nobody_along() -> None:
         sim.machine.remove_device(device)
         sim.runtime.wait_until(lambda: device not in sim.devices(), SETTLED_S)
         asked = Asked(sim, "m").result()
-        assert asked.json().get("response", answer) == answer
+        assert asked.json().get("context", answer) == answer
         sim.wait_until_nothing_is_left("m")
         assert sim.answer("m") == answer
         assert sim.used().keys() == {A, B} - {device}
