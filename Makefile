@@ -108,7 +108,7 @@ $(ASAN)/.made: CMakeLists.txt pyproject.toml $(NATIVE) | $(VENV)/.dev
 
 sanitize: $(ASAN)/.made ## the kernel tests under AddressSanitizer and UBSan
 	mkdir -p $(ASAN)/tests && cp pyproject.toml $(ASAN)/ && cp -r tests/__init__.py tests/kernels $(ASAN)/tests/
-	cp kernels/*.py $(ASAN)/kernels/ && cp kernels/cpu/*.py $(ASAN)/kernels/cpu/ && cp kernels/ops/*.py $(ASAN)/kernels/ops/
+	for folder in . cpu ops sim; do cp kernels/$$folder/*.py $(ASAN)/kernels/$$folder/; done
 	cd $(ASAN) && LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH="$(SITE_PACKAGES)" \
 	  $(abspath $(BIN))/python -S -m pytest -q -p no:cacheprovider tests/kernels
 

@@ -27,6 +27,7 @@ def probe(machine: SimMachine) -> list[Sighting]:
     script = machine.probe_script()
     time.sleep(script.late_s)
     if script.is_crashing:
+        signal.signal(signal.SIGSEGV, signal.SIG_DFL)  # a sanitizer would answer it otherwise
         os.kill(os.getpid(), signal.SIGSEGV)
     if script.is_hanging:
         while True:
