@@ -1,8 +1,7 @@
 """Whether a loaded model serves a request as it is, or must be loaded anew for its options."""
 
 from actors.protocol import LoadOptions, MemoryReport
-
-DEFAULT_N_CTX = 4096  # what a runner takes when nobody says anything
+from actors.scheduler.context import N_CTX_SHORT
 
 
 def serves(
@@ -29,7 +28,7 @@ def serves(
 def _has_context(
     options: LoadOptions, report: MemoryReport | None, wanted_n_ctx: int, default_n_ctx: int
 ) -> bool:
-    default_n_ctx = default_n_ctx or DEFAULT_N_CTX
+    default_n_ctx = default_n_ctx or N_CTX_SHORT
     if report is None:
         return wanted_n_ctx == 0 and options.n_ctx >= default_n_ctx
     n_ctx = wanted_n_ctx or default_n_ctx

@@ -7,14 +7,12 @@ is there, so that a GPU without CuPy, without a driver, or hidden by a variable 
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-import msgspec
-
 from actors.errors import Unsupported
 from actors.pci import NVIDIA, Card, find_cards
 from actors.protocol import Device, FreeMemory, LibraryReport
-from actors.runner.probe.cupy import Cupy, CupyDevice
+from actors.runner.probe.cupy import Cupy, CupyDevice, checked
 from actors.runner.probe.nvml import Nvml, NvmlDevice, read_nvml
-from actors.runner.probe.report import Surroundings, failed, find_device, judge, refuse
+from actors.runner.probe.report import Surroundings, failed, find_device, refuse
 
 LIBRARY: Final = "cuda"
 LEAST_COMPUTE: Final = (6, 1)  # dp4a, the dot product of bytes that all quantised kernels are made of
@@ -53,15 +51,7 @@ class Cuda:
             return failed(LIBRARY, "the device is gone")
         cupy = Cupy(LIBRARY)
         ordinal = next(d.ordinal for d in cupy.devices() if _is_same(d, device))
-        try:
-            total_bytes, free_bytes = cupy.compute(ordinal)
-            speed = cupy.speed(ordinal)
-        except Unsupported as fault:
-            return failed(LIBRARY, fault.message, device)
-        device = msgspec.structs.replace(device, bytes_per_s=speed.bytes_per_s, copy_s=speed.copy_s)
-        if device.memory_from == "library":
-            device = msgspec.structs.replace(device, total_bytes=total_bytes, free_bytes=free_bytes)
-        return LibraryReport(LIBRARY, "found", (judge(device),))
+        return checked(cupy, ordinal, device)
 
     def measure(self, around: Surroundings) -> tuple[FreeMemory, ...]:
         """Of every GPU that has memory of its own; none without the management library."""

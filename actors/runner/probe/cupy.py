@@ -15,6 +15,8 @@ import msgspec
 
 from actors.errors import Unsupported
 from actors.pci import normal_pci_id
+from actors.protocol import Device, LibraryReport
+from actors.runner.probe.report import failed, judge
 
 SOURCE: Final = """
 extern "C" __global__ void twice(const float* x, float* y, long long n) {
@@ -185,3 +187,16 @@ def _words(exc: BaseException) -> str:
     """The first line of an error that says something; CuPy's own are pages long."""
     lines = [line for part in str(exc).splitlines() if (line := part.strip(" =-*"))]
     return lines[0][:200] if lines else type(exc).__name__
+
+
+def checked(cupy: Cupy, ordinal: int, device: Device) -> LibraryReport:
+    """Compute something on one device of CuPy's and measure its speed; `device` is what a look said of it."""
+    try:
+        total_bytes, free_bytes = cupy.compute(ordinal)
+        speed = cupy.speed(ordinal)
+    except Unsupported as fault:
+        return failed(device.library, fault.message, device)
+    device = msgspec.structs.replace(device, bytes_per_s=speed.bytes_per_s, copy_s=speed.copy_s)
+    if device.memory_from == "library":
+        device = msgspec.structs.replace(device, total_bytes=total_bytes, free_bytes=free_bytes)
+    return LibraryReport(device.library, "found", (judge(device),))

@@ -8,14 +8,12 @@ import os
 from collections.abc import Mapping
 from typing import Final
 
-import msgspec
-
 from actors.errors import Unsupported
 from actors.pci import Card
 from actors.protocol import Device, FreeMemory, LibraryReport
 from actors.runner.probe.amd import amd_cards, card_id, card_memory, smi_memory
-from actors.runner.probe.cupy import Cupy, CupyDevice
-from actors.runner.probe.report import Surroundings, failed, find_device, judge, refuse
+from actors.runner.probe.cupy import Cupy, CupyDevice, checked
+from actors.runner.probe.report import Surroundings, failed, find_device, refuse
 
 LIBRARY: Final = "rocm"
 HIDES: Final = (
@@ -68,15 +66,7 @@ class Rocm:
         if device is None or device_id not in report.unchecked:
             return failed(LIBRARY, "the device is gone")
         cupy, ordinal = Cupy(LIBRARY), report.unchecked.index(device_id)
-        try:
-            total_bytes, free_bytes = cupy.compute(ordinal)
-            speed = cupy.speed(ordinal)
-        except Unsupported as fault:
-            return failed(LIBRARY, fault.message, device)
-        device = msgspec.structs.replace(device, bytes_per_s=speed.bytes_per_s, copy_s=speed.copy_s)
-        if device.memory_from == "library":
-            device = msgspec.structs.replace(device, total_bytes=total_bytes, free_bytes=free_bytes)
-        return LibraryReport(LIBRARY, "found", (judge(device),))
+        return checked(cupy, ordinal, device)
 
     def measure(self, around: Surroundings) -> tuple[FreeMemory, ...]:
         """Of every card whose memory somebody knows."""
