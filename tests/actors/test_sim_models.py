@@ -295,7 +295,7 @@ async def cancelled(engine: Engine, batch: list[Generate], n_steps: int) -> None
         nursery.cancel_scope.cancel()
 
 
-async def test_an_identical_layout_takes_nothing_more_to_commit(
+def test_an_identical_layout_takes_nothing_more_to_commit(
     paths: dict[str, Path], tmp_path: Path, machine: SimMachine
 ) -> None:
     model = opened(paths["llama"], (A, A, B, B, HOST), tmp_path)
