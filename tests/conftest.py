@@ -19,8 +19,8 @@ WATCHED: Final = ("tests/unit/", "tests/actors/")
 class StepWatch(Instrument):
     """Notes task steps that hold the loop for more than MAX_STEP_S of this thread's processor time.
 
-    The rule is 50 ms; the longest step of ours takes a third of it. The limit here leaves a slow and busy machine
-    five times the rule, so that what it fails are blocking calls, never the machine.
+    The rule is 50 ms; the longest step of ours takes a third of it. The limit here leaves a slow and busy
+    machine five times the rule, so that what it fails are blocking calls, never the machine.
 
     Processor time, not the clock on the wall: a busy machine stops us where we would not have stopped.  The
     garbage collector's time is taken off: how long it takes says how much other tests have left behind.

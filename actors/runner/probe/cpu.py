@@ -15,7 +15,8 @@ REFERENCE: Final = "reference"  # the setting cpu_isa for the numpy reference in
 PROBE_BYTES: Final = 4096
 READ_BYTES: Final = 64 << 20
 """Streamed through to measure the host's memory: with its allocation under 0.2 s of a slow processor."""
-READ_MAX_BYTES: Final = 512 << 20
+READ_MAX_BYTES: Final = 2 << 30
+"""Processors with 300 MiB of cache are rented out two cores at a time; more than 1 GiB has none yet."""
 CACHE_LEVEL: Final = 3
 CACHE_FILES: Final = ("level", "size", "shared_cpu_list")
 IN_CACHE: Final = 2
