@@ -213,14 +213,15 @@ def _need(attempt: Attempt, device: str) -> int:
 
 
 def _learn_totals(bounds: Bounds, device: str, part: Part, *, is_bad: bool, is_unclear: bool) -> None:
+    # before what failed, or a failure that passed would take with it what a later one tells
+    given = part.given_bytes if is_unclear else part.need_bytes
+    if given and not (is_bad and not is_unclear):
+        _raise(bounds.holds, bounds.refuses, device, given)
     if is_bad:
         # the first thing that failed came on top of what was given, where that is told
         is_told = part.given_bytes and part.failed_bytes
         too_much = part.given_bytes + part.failed_bytes if is_told else part.need_bytes
         _lower(bounds.refuses, bounds.holds, device, min(part.need_bytes, too_much))
-    given = part.given_bytes if is_unclear else part.need_bytes
-    if given and not (is_bad and not is_unclear):
-        _raise(bounds.holds, bounds.refuses, device, given)
 
 
 def _lower(upper: dict[K, int], lower: dict[K, int], key: K, size: int) -> None:

@@ -104,7 +104,7 @@ def test_the_load_goes_on_where_an_allocation_fails(expected: list[int], n: int)
         assert sim.answer("m") == expected
         report = sim.loaded()["m"].report
         assert measured(report) == sim.used()
-        assert offloaded(report).get(CPU, 0) <= 1  # the largest layout that really fits
+        assert CPU not in offloaded(report), sim.command("why", "m")  # one failure costs no layer
         assert "could not allocate" in sim.command("why", "m")
         sim.wait_until_nothing_is_left("m")
 
