@@ -334,7 +334,7 @@ class DeviceMemory(Msg, frozen=True):
     """A model's memory on one device.  Lists are indexed by layer, the output layer last."""
 
     id: str
-    name: str
+    name: str  # for people: "NVIDIA H100 80GB HBM3"
     weights: tuple[MemoryItem, ...]
     cache: tuple[MemoryItem, ...]
     graph: MemoryItem  # compute buffer: the largest of the plans that share it

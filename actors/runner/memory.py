@@ -72,7 +72,7 @@ def memory_report(
     devices = tuple(
         DeviceMemory(
             id=device,
-            name=device,
+            name=backend.title,
             weights=tuple(weights.get((device, i), nothing) for i in layers),
             cache=tuple(_item(cache[device, i], attempt, device, f"cache.{i}") for i in layers),
             graph=_item(backend.round_up(max(p.graph_bytes[device] for p in plans)), attempt, device, GRAPH),

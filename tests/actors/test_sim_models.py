@@ -14,9 +14,25 @@ from actors.errors import Unsupported
 from actors.protocol import Generate, LoadOptions, MemoryItem, Sampling
 from actors.runner.engine import Engine
 from actors.runner.model import Model
+from actors.scheduler.attempts import Round, attempt_of, failing
+from actors.scheduler.layout import Policy
+from kernels.backend import Binding, Segment
 from kernels.cpu.backend import CpuBackend
+from kernels.host import processor_name
+from kernels.memory import OutOfMemory
+from kernels.sim.backend import SimBackend
 from kernels.sim.machine import SimMachine
-from tests.actors.sim_models import HOST, MIB, answer, answers, measured, planned, serving, two_devices
+from tests.actors.sim_models import (
+    HOST,
+    MIB,
+    answer,
+    answers,
+    measured,
+    placed,
+    planned,
+    serving,
+    two_devices,
+)
 from tests.golden import tiny as t
 from tests.golden.test_quantised import as_kind
 
@@ -134,6 +150,15 @@ def test_a_tied_embedding_is_charged_to_the_host_and_to_the_output_of_a_device(
     assert device.weights[N_LAYER].planned_bytes >= embedding_bytes
     alone = opened(paths["tied"], (HOST,) * 5, tmp_path).report()
     assert alone.devices[0].weights[N_LAYER].planned_bytes < embedding_bytes
+
+
+def test_a_report_names_the_devices_as_their_makers_do(
+    paths: dict[str, Path], tmp_path: Path, machine: SimMachine
+) -> None:
+    machine.add_device(A, 64 * MIB, name="A card")
+    report = opened(paths["llama"], (A, A, A, A, B), tmp_path).report()
+    names = {device.id: device.name for device in report.devices}
+    assert names == {HOST: processor_name(), A: "A card", B: "Simulated accelerator"}
 
 
 def test_a_device_without_layers_is_left_alone(

@@ -49,6 +49,9 @@ def test_a_model_lies_on_two_small_devices_and_the_host_as_planned_and_answers_a
             assert [i.measured_bytes for i in items] == [i.planned_bytes for i in items], device.id
         shown = sim.command("ps", "--layers")
         assert {"m:latest:", A, B} <= {*shown.split()}, shown
+        # the runner's names are those that discovery found
+        assert {d.id: d.name for d in report.devices} == sim.device_names(), shown
+        assert f"{A} (Simulated accelerator)\n" in shown
         sim.wait_until_nothing_is_left("m")
 
 
