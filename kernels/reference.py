@@ -53,8 +53,12 @@ class ReferenceBackend(HostBackend):
         """Zeroed host memory; OutOfMemory over the capacity it was made with."""
         used = self.allocations.given_bytes
         if self._capacity_bytes is not None and used + n_bytes > self._capacity_bytes:
-            raise OutOfMemory(self._name, n_bytes, label)
-        return HostBuffer(np.zeros(n_bytes, np.uint8), n_bytes, label, self.allocations)
+            raise OutOfMemory(self.name, n_bytes, label)
+        try:
+            array = np.zeros(n_bytes, np.uint8)
+        except MemoryError as exc:
+            raise OutOfMemory(self.name, n_bytes, label) from exc
+        return HostBuffer(array, n_bytes, label, self.allocations)
 
     def bind(self, binding: Binding) -> "ReferenceSegment":
         """Nothing to compile."""

@@ -45,6 +45,7 @@ class Part:
     planned_bytes: int  # all of it, as it was before anything was measured
     given_bytes: int  # what was allocated and measured
     failed_bytes: int  # the size of what could not be allocated
+    has_failed: bool  # also where that was nothing yet: a device that is gone
 
     @property
     def need_bytes(self) -> int:
@@ -97,6 +98,7 @@ def _part(memory: DeviceMemory) -> Part:
         planned_bytes=sum(item.planned_bytes for item in items),
         given_bytes=sum(item.measured_bytes for item in items if item.status == "allocated"),
         failed_bytes=sum(item.planned_bytes for item in items if item.status == "failed"),
+        has_failed=any(item.status == "failed" for item in items),
     )
 
 
@@ -129,7 +131,7 @@ def failing(attempt: Attempt, devices: Iterable[Device], policy: Policy) -> froz
     Where a failure names no device that we know of, all GPUs used are suspect, or the host if there are none.
     """
     if attempt.report.failure:
-        named = {device for device, part in attempt.parts.items() if part.failed_bytes} | _failed_input(
+        named = {device for device, part in attempt.parts.items() if part.has_failed} | _failed_input(
             attempt.report.input_weights
         )
         return frozenset(named or {device for device, _ in attempt.key} or {CPU})

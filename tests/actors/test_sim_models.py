@@ -222,6 +222,78 @@ def test_whichever_allocation_fails_it_is_named_and_everything_is_given_back(
         model.close()
 
 
+def assert_fails_on(device: str, model: Model, machine: SimMachine) -> None:
+    """One item of this device and no other is named, and the scheduler blames the device alone."""
+    used = machine.used(A), machine.used(B)
+    assert not model.allocate()
+    report = model.report()
+    failed = {
+        d.id: [i.status for i in (*d.weights, *d.cache, d.graph, d.overhead)].count("failed")
+        for d in report.devices
+    }
+    assert failed == {d.id: int(d.id == device) for d in report.devices}
+    assert f"{device} could not allocate" in report.failure
+    assert failing(attempt_of(Round.ALLOC, placed(SPLIT), report), (), Policy()) == {device}
+    assert (machine.used(A), machine.used(B)) == used
+    model.close()
+
+
+SPLIT = LAYOUTS["first layers on the host"]
+
+
+@pytest.mark.parametrize("name", ["llama", "tied"])
+@pytest.mark.parametrize("device", [A, B])
+def test_whichever_allocation_fails_on_one_of_two_devices_an_item_of_it_is_named(
+    name: str, device: str, paths: dict[str, Path], tmp_path: Path, machine: SimMachine
+) -> None:
+    before = machine.n_allocations(device)
+    model = opened(paths[name], SPLIT, tmp_path)
+    assert model.allocate()
+    n = machine.n_allocations(device) - before
+    model.close()
+    assert n > 3
+    for nth in range(1, n + 1):
+        machine.fail_allocation(device, nth)
+        assert_fails_on(device, opened(paths[name], SPLIT, tmp_path), machine)
+
+
+def test_whichever_allocation_fails_on_the_host_an_item_of_it_is_named(
+    paths: dict[str, Path], tmp_path: Path, machine: SimMachine
+) -> None:
+    for nth in range(1, 2 * 2 + 2):  # keys and values of two layers, compute buffer
+        host = CpuBackend(2, fail_allocation=nth)
+        assert_fails_on(HOST, planned(paths["llama"], SPLIT, OPTIONS, host, str(tmp_path / "sim")), machine)
+
+
+@pytest.mark.parametrize("device", [A, B])
+def test_a_context_or_kernels_without_room_and_a_device_that_is_gone_are_named(
+    device: str,
+    paths: dict[str, Path],
+    tmp_path: Path,
+    machine: SimMachine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def bind(backend: SimBackend, binding: Binding) -> Segment:
+        """As with a real device, where a library of kernels takes memory, too."""
+        if backend.name == device:
+            raise OutOfMemory(device, MIB, "kernels")
+        return bind_all(backend, binding)
+
+    bind_all = SimBackend.bind
+    with monkeypatch.context() as patched:
+        patched.setattr(SimBackend, "bind", bind)
+        assert_fails_on(device, opened(paths["llama"], SPLIT, tmp_path), machine)
+    machine.take("game", device, machine.free(device))
+    assert_fails_on(device, opened(paths["llama"], SPLIT, tmp_path), machine)
+    machine.add_device(device, MIB, context_bytes=0)
+    model = opened(paths["llama"], SPLIT, tmp_path)
+    machine.remove_device(device)
+    assert not model.allocate()
+    report = model.report()
+    assert failing(attempt_of(Round.ALLOC, placed(SPLIT), report), (), Policy()) == {device}
+    model.close()
+
+
 def test_memory_taken_between_fit_and_alloc_is_a_refusal_with_the_numbers(
     paths: dict[str, Path], tmp_path: Path, machine: SimMachine
 ) -> None:
