@@ -377,6 +377,10 @@ class Queued(Msg, frozen=True):
     position: Count
     reason: str  # "another model is loading", "evicting llama3.2:1b", ...
 
+    def __str__(self) -> str:
+        """The reason, and how many requests come first: "evicting llama3.2:1b, 2 before it"."""
+        return f"{self.reason}, {self.position} before it" if self.position else self.reason
+
 
 class Lease(Msg, frozen=True):
     """The model is loaded at this runner, and stays while the stream is open."""
