@@ -6,9 +6,9 @@ was found; no default replaces it in silence.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
@@ -18,7 +18,6 @@ from actors.settings import (
     NO_EFFECT,
     SETTINGS,
     HostAddress,
-    Setting,
     clean,
     n_bytes,
     seconds,
@@ -33,6 +32,8 @@ KvType = Literal["f16", "f32", "q8_0"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
 Library = Literal["", "cpu", "cuda", "rocm", "sim"]
+
+WITH_UNITS = (seconds, some_seconds, n_bytes, some_bytes)
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -68,27 +69,33 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return f"unix:{self.run_dir}/{actor}.sock"
 
 
+class Found(NamedTuple):
+    """A setting's value, and where it was found: "RUNTIME_N_CTX or --n-ctx", "/etc/config.toml: n_ctx"."""
+
+    value: object
+    place: str
+
+
 def load_config(path: Path | None, environ: Mapping[str, str]) -> Config:
     """The settings of file and environment; ConfigError names the file or variable, and the key.
 
     `path` None: $RUNTIME_CONFIG, else actor-runtime/config.toml in $XDG_CONFIG_HOME if there is one.
     """
-    text_path = path or _named_file(environ)
-    values = _read_file(text_path)
-    values.update(_read_environ(environ))
+    values = {key: found.value for key, found in _find(path, environ).items()}
     values["run_dir"] = str(values.get("run_dir") or "") or _default_run_dir(environ)
     values["models_dir"] = str(values.get("models_dir") or "") or "~/.ollama/models"
     for key in ("run_dir", "models_dir", "sim_dir"):
         if folder := values.get(key):
             values[key] = _expand(str(folder), environ)
-    try:
-        return msgspec.convert(values, Config)
-    except msgspec.ValidationError as exc:
-        raise ConfigError(
-            f"a setting cannot be used: {exc}",
-            where=str(text_path or "environment"),
-            mend="mend it or leave it out",
-        ) from exc
+    return msgspec.convert(values, Config)
+
+
+def traced(fault: ConfigError, environ: Mapping[str, str]) -> ConfigError:
+    """The fault of a setting (`where` is its key) that turned out later, with the place of the setting."""
+    found = _find(None, environ).get(fault.where)
+    if found is None:
+        return fault
+    return ConfigError(f"{fault.message} ({found.place})", where=fault.where, mend=fault.mend)
 
 
 def http_address(config: Config, environ: Mapping[str, str]) -> HostAddress:
@@ -116,7 +123,18 @@ def _named_file(environ: Mapping[str, str]) -> Path | None:
     return default if default.is_file() else None
 
 
-def _read_file(path: Path | None) -> dict[str, object]:
+def _find(path: Path | None, environ: Mapping[str, str]) -> dict[str, Found]:
+    """Every setting that somebody made, by key, each checked by itself."""
+    found = {**_read_file(path or _named_file(environ)), **dict(_read_environ(environ))}
+    for key, (value, place) in found.items():
+        try:
+            msgspec.convert({key: value}, Config)
+        except msgspec.ValidationError as exc:
+            raise ConfigError(f"{place}: {exc}", where=key, mend="mend it or leave it out") from exc
+    return found
+
+
+def _read_file(path: Path | None) -> dict[str, Found]:
     if path is None:
         return {}
     try:
@@ -127,37 +145,33 @@ def _read_file(path: Path | None) -> dict[str, object]:
         ) from exc
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path} is not TOML: {exc}", where=str(path)) from exc
-    for setting in SETTINGS:
-        _parse_unit(setting, settings, path)
-    try:
-        # alone, so that an error in the file is not taken for one in the environment
-        msgspec.convert(settings, Config)
-    except msgspec.ValidationError as exc:
-        raise ConfigError(f"{path}: {exc}", where=str(path), mend="mend the key or leave it out") from exc
-    return settings
+    return {key: _in_file(key, value, f"{path}: {key}") for key, value in settings.items()}
 
 
-def _parse_unit(setting: Setting, settings: dict[str, object], path: Path) -> None:
+def _in_file(key: str, value: object, place: str) -> Found:
     """Spans and sizes may be texts with a unit in the file, too; a number must be one that can be used."""
-    value = settings.get(setting.key)
-    if setting.parse in (seconds, some_seconds, n_bytes, some_bytes) and type(value) in (str, int, float):
-        settings[setting.key] = setting.parse(f"{path}: {setting.key}", str(value))
+    for setting in SETTINGS:
+        if setting.key == key and setting.parse in WITH_UNITS and type(value) in (str, int, float):
+            value = setting.parse(place, str(value))
+    return Found(value, place)
 
 
-def _read_environ(environ: Mapping[str, str]) -> dict[str, object]:
-    values: dict[str, object] = {}
+def _read_environ(environ: Mapping[str, str]) -> Iterator[tuple[str, Found]]:
     for setting in SETTINGS:
         if text := clean(environ.get(setting.variable, "")):
+            # a flag reaches the actors as our variable
+            place = f"{setting.variable} or {setting.flag}"
             value = setting.parse(setting.variable, text)
         elif setting.ollama and (text := clean(environ.get(setting.ollama, ""))):
+            place = setting.ollama
             value = (setting.parse_ollama or setting.parse)(setting.ollama, text)
         else:
             continue
         if isinstance(value, HostAddress):
-            values["host"], values["port"] = value.host, value.port
+            yield "host", Found(value.host, place)
+            yield "port", Found(value.port, place)
         else:
-            values[setting.key] = value
-    return values
+            yield setting.key, Found(value, place)
 
 
 def _default_run_dir(environ: Mapping[str, str]) -> str:

@@ -154,13 +154,13 @@ def _resolve(host: str, port: int) -> tuple[int, tuple[str, int]]:
 def _no_tcp(host: str, port: int, exc: OSError) -> ConfigError:
     shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if exc.errno == errno.EADDRINUSE:
-        message = f"port {port} is in use: another program listens at {shown}"
+        key, message = "port", f"port {port} is in use: another program listens at {shown}"
     else:
-        message = f"cannot listen at {shown}: {exc.strerror or exc}"
+        key, message = "host", f"cannot listen at {shown}: {exc.strerror or exc}"
     return ConfigError(
         message,
-        where="OLLAMA_HOST",
-        mend=f"stop it, or set OLLAMA_HOST to another address, like 127.0.0.1:{max(port, 1023) % 65535 + 1}",
+        where=key,
+        mend=f"stop it, or set RUNTIME_HOST to another address, like 127.0.0.1:{max(port, 1023) % 65535 + 1}",
     )
 
 
@@ -172,7 +172,7 @@ def group_id(group: str) -> int | None:
         return grp.getgrnam(group).gr_gid
     except KeyError as exc:
         raise ConfigError(
-            f'there is no group "{group}" on this machine', where="RUNTIME_GROUP", mend="name an existing one"
+            f'there is no group "{group}" on this machine', where="group", mend="name an existing one"
         ) from exc
 
 

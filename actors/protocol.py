@@ -334,7 +334,7 @@ class DeviceMemory(Msg, frozen=True):
     """A model's memory on one device.  Lists are indexed by layer, the output layer last."""
 
     id: str
-    name: str
+    name: str  # for people: "NVIDIA H100 80GB HBM3"
     weights: tuple[MemoryItem, ...]
     cache: tuple[MemoryItem, ...]
     graph: MemoryItem  # compute buffer: the largest of the plans that share it
@@ -376,6 +376,10 @@ class Queued(Msg, frozen=True):
 
     position: Count
     reason: str  # "another model is loading", "evicting llama3.2:1b", ...
+
+    def __str__(self) -> str:
+        """The reason, and how many requests come first: "evicting llama3.2:1b, 2 before it"."""
+        return f"{self.reason}, {self.position} before it" if self.position else self.reason
 
 
 class Lease(Msg, frozen=True):

@@ -45,6 +45,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def title(self) -> str:
+        """The device's name for people, as its maker gives it."""
+        ...
+
+    @property
     def is_host(self) -> bool:
         """Whether its memory is the host's: buffers are HostMemory, weights are used in the mapped file."""
         ...

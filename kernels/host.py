@@ -1,10 +1,50 @@
-"""Buffers of host memory, and what this process holds of it."""
+"""What all backends of the host have alike: its memory, which nobody opens, and its processor's name."""
 
 from pathlib import Path
 
 import numpy as np
 
 from kernels.memory import Allocations, Bytes, HostMemory
+
+CPUINFO = Path("/proc/cpuinfo")
+
+
+class HostBackend:
+    """The part of `kernels.backend.Backend` that does not depend on who computes."""
+
+    def __init__(self, name: str) -> None:
+        self.allocations = Allocations()
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        """The device id."""
+        return self._name
+
+    @property
+    def title(self) -> str:
+        """The processor's name."""
+        return processor_name()
+
+    @property
+    def is_host(self) -> bool:
+        """Its memory is the host's."""
+        return True
+
+    @property
+    def context_bytes(self) -> int:
+        """A process has its host from the start."""
+        return 0
+
+    def held_bytes(self) -> int:
+        """The process's own memory."""
+        return private_bytes()
+
+    def open(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to do."""
 
 
 class HostBuffer:
@@ -39,3 +79,13 @@ def private_bytes() -> int:
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
     return 0
+
+
+def processor_name() -> str:
+    """As Linux names it; most ARM servers are not named."""
+    with CPUINFO.open() as lines:  # each processor has a paragraph, and on x86 the first one will do
+        for line in lines:
+            key, _, value = line.partition(":")
+            if key.strip() in ("model name", "Model"):
+                return value.strip()
+    return "unknown processor"

@@ -8,8 +8,8 @@ import numpy as np
 from kernels.backend import Binding
 from kernels.dtype import DType
 from kernels.executable import view
-from kernels.host import HostBuffer, private_bytes
-from kernels.memory import Allocations, OutOfMemory, host_array
+from kernels.host import HostBackend, HostBuffer
+from kernels.memory import OutOfMemory, host_array
 from kernels.ops.attention import Attention, StoreKV, attention_ref, store_kv_ref
 from kernels.ops.gate import SwiGLU, swiglu_ref
 from kernels.ops.matmul import Matmul, matmul_ref
@@ -24,43 +24,17 @@ ALIGNMENT = 64
 KNOWN_OPS = (Rows, RmsNorm, Matmul, Rope, StoreKV, Attention, SwiGLU)
 
 
-class ReferenceBackend:
+class ReferenceBackend(HostBackend):
     """Satisfies `kernels.backend.Backend` with numpy."""
 
     def __init__(self, name: str = "reference", capacity_bytes: int | None = None) -> None:
-        self._name = name
+        super().__init__(name)
         self._capacity_bytes = capacity_bytes
-        self.allocations = Allocations()
-
-    @property
-    def name(self) -> str:
-        """The device id."""
-        return self._name
-
-    @property
-    def is_host(self) -> bool:
-        """Numpy computes on the host's memory."""
-        return True
 
     @property
     def alignment(self) -> int:
         """Byte alignment of tensors."""
         return ALIGNMENT
-
-    @property
-    def context_bytes(self) -> int:
-        """Nothing is opened."""
-        return 0
-
-    def held_bytes(self) -> int:
-        """The process's own memory."""
-        return private_bytes()
-
-    def open(self) -> None:
-        """Nothing to do."""
-
-    def close(self) -> None:
-        """Nothing to do."""
 
     def refuses(self, op: Op) -> str | None:
         """Everything with a reference runs."""
@@ -79,8 +53,12 @@ class ReferenceBackend:
         """Zeroed host memory; OutOfMemory over the capacity it was made with."""
         used = self.allocations.given_bytes
         if self._capacity_bytes is not None and used + n_bytes > self._capacity_bytes:
-            raise OutOfMemory(self._name, n_bytes, label)
-        return HostBuffer(np.zeros(n_bytes, np.uint8), n_bytes, label, self.allocations)
+            raise OutOfMemory(self.name, n_bytes, label)
+        try:
+            array = np.zeros(n_bytes, np.uint8)
+        except MemoryError as exc:
+            raise OutOfMemory(self.name, n_bytes, label) from exc
+        return HostBuffer(array, n_bytes, label, self.allocations)
 
     def bind(self, binding: Binding) -> "ReferenceSegment":
         """Nothing to compile."""

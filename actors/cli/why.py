@@ -7,6 +7,7 @@ import click
 import msgspec
 
 from actors.cli.context import Cli, pass_cli, say_json
+from actors.cli.memory import CPU
 from actors.cli.tables import clean, table
 from actors.cli.words import human_time, memory_bytes
 from actors.errors import RequestError
@@ -67,8 +68,8 @@ def _load_blocks(load: LoadDecision, now: datetime) -> Iterator[str]:
         yield table(("DEVICE", "NAME", "FREE", "TOTAL"), rows)
     if load.rounds:
         yield table(
-            ("ASKED", "LAYERS", "CONTEXT", "NEEDS", "OF FREE", "THEN"),
-            [_round_row(each) for each in load.rounds],
+            ("ASKED", "CONTEXT", "THEN", "DEVICE", "LAYERS", "NEEDS", "OF FREE"),
+            [row for each in load.rounds for row in _round_rows(each)],
         )
         yield clean(load.rounds[-1].reason)
     for eviction in load.evictions:
@@ -83,17 +84,16 @@ def _asked_text(options: LoadOptions) -> str:
     return f"\nasked for {', '.join(asked)}" if asked else ""
 
 
-def _round_row(each: LayoutRound) -> tuple[str, ...]:
-    layers = ", ".join(f"{len(part.layers)} on {part.device}" for part in each.placement if part.layers)
-    needed = {device: n for device, n in each.need_bytes.items() if n}
-    return (
-        each.question,
-        layers or "all on cpu",
-        str(each.n_ctx),
-        ", ".join(map(memory_bytes, needed.values())),
-        ", ".join(memory_bytes(each.free_bytes.get(device, 0)) for device in needed),
-        each.outcome,
-    )
+def _round_rows(each: LayoutRound) -> Iterator[tuple[str, ...]]:
+    """A line for the host and each device that is used; the first says what was asked and what followed."""
+    n_layers = {part.device: len(part.layers) for part in each.placement}
+    head = (each.question, str(each.n_ctx), each.outcome)
+    for device, need_bytes in each.need_bytes.items():
+        if need_bytes or device == CPU:
+            layers = str(n_layers.get(device, 0)) if n_layers else "all"
+            free_bytes = each.free_bytes.get(device, 0)
+            yield (*head, device, layers, memory_bytes(need_bytes), memory_bytes(free_bytes))
+            head = ("",) * len(head)
 
 
 def _eviction_text(eviction: EvictionRound) -> str:

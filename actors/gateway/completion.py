@@ -12,7 +12,7 @@ import msgspec
 import trio
 
 from actors.errors import PeerGone, RemoteProtocolError, RequestError
-from actors.gateway.leases import Leases
+from actors.gateway.leases import Leases, OnWait, unheard
 from actors.gateway.links import Links
 from actors.gateway.metrics import Metrics
 from actors.gateway.options import Options
@@ -85,8 +85,10 @@ class Completions:
         async with self._leases.lease(acquire):
             pass
 
-    async def run(self, job: Job, on_chunk: OnChunk) -> Outcome:
+    async def run(self, job: Job, on_chunk: OnChunk, on_wait: OnWait = unheard) -> Outcome:
         """Generate; each chunk is handed to `on_chunk`, and while that waits the sequence pauses.
+
+        `on_wait` hears what is waited for while there is no lease.
 
         RunnerLost when MAX_RUNNERS died of it; what scheduler and runner refuse with, as it is.
         """
@@ -94,7 +96,7 @@ class Completions:
         load_s: float | None = None
         run, n_deaths, n_absent = _Run(), 0, 0
         while True:
-            async with self._leases.lease(job.acquire) as lease:
+            async with self._leases.lease(job.acquire, on_wait) as lease:
                 load_s = trio.current_time() - began_s if load_s is None else load_s
                 run.is_started = False
                 try:

@@ -13,6 +13,7 @@ class Dialect(Protocol):
     """Framing and errors of one API."""
 
     media_type: str  # of a stream
+    has_comments: bool  # in a stream, for people: clients ignore them
     empty_body_text: str
 
     def error(self, fault: RuntimeFault) -> object:
@@ -23,11 +24,16 @@ class Dialect(Protocol):
         """One value of a stream."""
         ...
 
+    def comment(self, text: str) -> bytes:
+        """A comment, where there are any."""
+        ...
+
 
 class Native:
     """Ollama's own: {"error": text}, and one JSON object per line."""
 
     media_type = "application/x-ndjson"
+    has_comments = False  # clients take every line for a part of the answer, and fail at an empty one
     empty_body_text = "missing request body"
 
     def error(self, fault: RuntimeFault) -> object:
@@ -38,11 +44,16 @@ class Native:
         """One line."""
         return msgspec.json.encode(value) + b"\n"
 
+    def comment(self, text: str) -> bytes:
+        """There are none."""
+        raise AssertionError(f"{text!r} has no place in lines of JSON")
+
 
 class OpenAI:
     """OpenAI's: {"error": {...}}, and server-sent events."""
 
     media_type = "text/event-stream"
+    has_comments = True
     empty_body_text = "EOF"
     done = b"data: [DONE]\n\n"
 
@@ -61,6 +72,10 @@ class OpenAI:
     def frame(self, value: object) -> bytes:
         """One event."""
         return b"data: " + msgspec.json.encode(value) + b"\n\n"
+
+    def comment(self, text: str) -> bytes:
+        """A line that begins with a colon, and one line whatever the text."""
+        return b": " + " ".join(text.split()).encode() + b"\n\n"
 
 
 NATIVE = Native()

@@ -4,6 +4,9 @@ A handler gets an Exchange, reads the body, and answers with one value or with a
 before the first byte becomes a status and an error body; after it, an error at the end of the stream.  When
 the client goes away the handler is cancelled, whether it streams or not.
 
+Before the first value of a stream a handler may `tell` what it waits for.  Where the API has comments, the
+latest of that is sent now and then; the status line, 200, goes with the first of them.
+
 ASGI servers queue what the client sends and stop reading when the queue is full; so something must always be
 taking from it, also while the answer is written.  That is `Exchange.watch`.
 """
@@ -22,6 +25,7 @@ from actors.gateway.dialect import NATIVE, Dialect
 from actors.gateway.draining import take_rest, wait_gone
 from actors.gateway.fields import Fields, read_fields
 from actors.gateway.metrics import Metrics
+from actors.gateway.teller import Teller
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +76,7 @@ class Exchange:
         self._body = b""
         self._has_body = True  # some of it may still come
         self._is_watching = False
+        self._teller: Teller | None = None
 
     @property
     def is_started(self) -> bool:
@@ -140,6 +145,24 @@ class Exchange:
 
     # --- answering
 
+    def tell(self, news: object) -> None:
+        """What is waited for now, as its str(); the answer must be a stream."""
+        if not self.dialect.has_comments:
+            return
+        if self._teller is None:
+            self._teller = Teller(self._comment)
+            self._nursery.start_soon(self._teller.run)
+        self._teller.news = str(news)
+
+    async def _comment(self, text: str) -> None:
+        await self._open_stream()
+        await self._write(self.dialect.comment(text))
+
+    async def _hush(self) -> None:
+        """The answer comes: one task alone writes it."""
+        if self._teller is not None:
+            await self._teller.stop()
+
     async def reply(
         self, value: object, status: int = 200, headers: Mapping[bytes, bytes] | None = None
     ) -> None:
@@ -162,16 +185,19 @@ class Exchange:
         about = [(b"content-length", str(len(body)).encode())]
         if media_type:
             about.append((b"content-type", media_type.encode()))
+        await self._hush()
         await self._start(status, [*about, *(headers or {}).items()])
         await self._write(body, is_last=True)
 
     async def push(self, value: object) -> None:
         """Send one value of a stream; the first one starts it.  Waits while the client does not read."""
+        await self._hush()
         await self._open_stream()
         await self._write(self.dialect.frame(value))
 
     async def finish(self, tail: bytes = b"") -> None:
         """End a stream, after `tail`."""
+        await self._hush()
         await self._open_stream()
         if tail:
             await self._write(tail)
@@ -179,6 +205,7 @@ class Exchange:
 
     async def fail(self, fault: RuntimeFault) -> None:
         """Tell of a fault in the way that is still possible."""
+        await self._hush()
         if self.is_ending:
             return
         if self.is_started:

@@ -14,6 +14,7 @@ import trio
 from actors.errors import RequestError, Unsupported
 from actors.gateway.completion import Completions, Job, MakePrompt, Outcome, Prompt, Tokenizer
 from actors.gateway.fields import JsonObject
+from actors.gateway.leases import OnWait, unheard
 from actors.gateway.library.capabilities import capabilities
 from actors.gateway.library.entry import Entry
 from actors.gateway.library.store import Library
@@ -160,8 +161,11 @@ class Generator:
         splitter = ThinkingSplitter(is_open=text.rstrip().endswith(OPEN)) if think else None
         return Prepared(job, text, splitter)
 
-    async def speak(self, prepared: Prepared, emit: Emit) -> Outcome:
-        """Load and generate; each piece goes to `emit`, whose waiting pauses this sequence alone."""
+    async def speak(self, prepared: Prepared, emit: Emit, on_wait: OnWait = unheard) -> Outcome:
+        """Load and generate; each piece goes to `emit`, whose waiting pauses this sequence alone.
+
+        `on_wait` hears what is waited for while the model is not there.
+        """
         began_s = trio.current_time()
         is_first = True
         splitter = prepared.splitter
@@ -179,7 +183,7 @@ class Generator:
             if piece != Piece():
                 await emit(piece)
 
-        outcome = await self._completions.run(prepared.job, on_chunk)
+        outcome = await self._completions.run(prepared.job, on_chunk, on_wait)
         rest = splitter.flush() if splitter is not None else None
         if rest is not None and (rest.content or rest.thinking):
             await emit(Piece(rest.content, rest.thinking))

@@ -22,6 +22,12 @@ log = logging.getLogger(__name__)
 SCHEDULER_S = 15.0  # the supervisor brings a dead scheduler back within 5 s
 RENEW_S = 1.0  # runners register anew first, so that the scheduler knows what it leases
 T = TypeVar("T")
+OnWait = Callable[[Queued | LoadProgress], None]
+
+
+def unheard(news: Queued | LoadProgress) -> None:
+    """For those whom nothing can be told while they wait."""
+    log.debug("waiting: %s", news)
 
 
 class Leases:
@@ -33,12 +39,13 @@ class Leases:
         self._address = scheduler_address
 
     @asynccontextmanager
-    async def lease(self, acquire: Acquire) -> AsyncGenerator[Lease, None]:
-        """The model, loaded, for as long as the block runs.
+    async def lease(self, acquire: Acquire, on_wait: OnWait = unheard) -> AsyncGenerator[Lease, None]:
+        """The model, loaded, for as long as the block runs; `on_wait` hears why that takes time.
 
+        It hears nothing of a request that the queue does not take.
         Whatever the scheduler refuses with (CapacityError, QueueFull, ...); PeerGone when there is none.
         """
-        lease, scope = await self._home_nursery.start(self._hold, acquire)
+        lease, scope = await self._home_nursery.start(self._hold, acquire, on_wait)
         try:
             yield lease
         finally:
@@ -66,10 +73,14 @@ class Leases:
         return await self._links.insist(self._address, ask, patience_s=SCHEDULER_S)
 
     async def _hold(
-        self, acquire: Acquire, *, task_status: trio.TaskStatus[tuple[Lease, trio.CancelScope]]
+        self,
+        acquire: Acquire,
+        on_wait: OnWait,
+        *,
+        task_status: trio.TaskStatus[tuple[Lease, trio.CancelScope]],
     ) -> None:
         with trio.CancelScope() as scope:
-            await self._insist(partial(self._first, acquire, task_status, scope))
+            await self._insist(partial(self._first, acquire, on_wait, task_status, scope))
             # only a dead scheduler ends the stream of a lease: take it anew, for whoever still generates
             while True:
                 await trio.sleep(RENEW_S)
@@ -81,30 +92,29 @@ class Leases:
     async def _first(
         self,
         acquire: Acquire,
+        on_wait: OnWait,
         task_status: trio.TaskStatus[tuple[Lease, trio.CancelScope]],
         scope: trio.CancelScope,
         link: Link,
     ) -> None:
         async with link.request(acquire) as items:
-            lease = await _wait_lease(items)
+            lease = await _wait_lease(items, on_wait)
             task_status.started((lease, scope))
             await _until_gone(items)
 
     async def _keep(self, acquire: Acquire, link: Link) -> None:
         async with link.request(acquire) as items:
-            await _wait_lease(items)
+            await _wait_lease(items, unheard)
             await _until_gone(items)
 
 
-async def _wait_lease(items: ItemStream) -> Lease:
+async def _wait_lease(items: ItemStream, on_wait: OnWait) -> Lease:
     async for item in items:
         match item:
             case Lease():
                 return item
-            case Queued():
-                log.debug("%d before it; %s", item.position, item.reason)
-            case LoadProgress():
-                log.debug("loading: %s, %d of %d bytes", item.phase, item.done_bytes, item.total_bytes)
+            case Queued() | LoadProgress():
+                on_wait(item)
             case _:
                 raise RemoteProtocolError(f"the scheduler answered Acquire with {type(item).__name__}")
     raise RemoteProtocolError("the scheduler ended Acquire without a lease", where="gateway.leases")

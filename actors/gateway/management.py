@@ -79,7 +79,7 @@ class OllamaModels:
             expires_at=time_text(datetime.now(UTC) + min(stays, FOR_EVER)),
             size_vram=sum(n for device, n in n_bytes.items() if device != "cpu"),
             context_length=loaded.report.n_ctx,
-            status=status if loaded.progress is not None else "",
+            status=status or str(loaded.progress) if loaded.progress is not None else "",
         )
 
     async def show(self, exchange: Exchange) -> None:

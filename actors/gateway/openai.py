@@ -109,7 +109,7 @@ class OpenAIAnswers:
             )
             await exchange.push(envelope.around([choice]))
 
-        outcome = await self._generator.speak(prepared, emit)
+        outcome = await self._generator.speak(prepared, emit, exchange.tell)
         if role:  # nothing was said at all
             await emit(Piece())
         last = ChunkChoiceShape(index=0, delta=DeltaShape(), finish_reason=_reason(outcome))
@@ -148,7 +148,7 @@ class OpenAIAnswers:
             choice = TextChoiceShape(text=piece.content, index=0, finish_reason=None, logprobs=logprobs)
             await exchange.push(envelope.around([choice]))
 
-        outcome = await self._generator.speak(prepared, emit)
+        outcome = await self._generator.speak(prepared, emit, exchange.tell)
         last = TextChoiceShape(text="", index=0, finish_reason=_reason(outcome))
         await self._end(exchange, wanted, envelope, [last], outcome)
 

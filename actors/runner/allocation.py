@@ -15,7 +15,7 @@ from actors.runner.progress import Tell
 from actors.runner.reading import Wanted
 from actors.runner.weights import Block
 from kernels.backend import Backend
-from kernels.memory import Buffer, HostMemory, Memory, OutOfMemory
+from kernels.memory import Buffer, HostMemory, Memory
 from kernels.plan import Plan
 
 
@@ -54,28 +54,20 @@ class Allocation:
         self._undo = ExitStack()
         self._buffers: dict[tuple[str, str], Buffer] = {}  # by device and name
 
-    def take(self, attempt: Attempt, tell: Tell) -> bool:
-        """Everything, noted in `attempt`.  False, with everything given back, when a device refuses.
+    def take(self, attempt: Attempt, tell: Tell) -> None:
+        """Everything, noted in `attempt`.
 
-        The same when `tell` raises, which then goes up.
+        OutOfMemory when a device refuses.  After it, and after whatever `tell` raises, `free` is to follow.
         """
         total_bytes = sum(need.n_bytes for need in self._needs)
         done_bytes = 0
-        with ExitStack() as undo:
-            undo.callback(self.free)
-            try:
-                for device in dict.fromkeys(need.device for need in self._needs):
-                    self._undo.callback(self._backends[device].close)
-                    self._backends[device].open()
-                for need in self._needs:
-                    tell("allocating", done_bytes, total_bytes)
-                    self._allocate(need, attempt)
-                    done_bytes += need.n_bytes
-            except OutOfMemory as exc:
-                attempt.fail(exc.device, exc.label, str(exc))
-                return False
-            undo.pop_all()
-        return True
+        for device in dict.fromkeys(need.device for need in self._needs):
+            self._undo.callback(self._backends[device].close)
+            self._backends[device].open()
+        for need in self._needs:
+            tell("allocating", done_bytes, total_bytes)
+            self._allocate(need, attempt)
+            done_bytes += need.n_bytes
 
     def free(self) -> None:
         """Give everything back, the contexts last."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from actors.protocol import DeviceMemory, MemoryItem, MemoryReport
 from actors.runner.weights import Block
-from kernels.backend import CONTEXT, Backend
+from kernels.backend import Backend
 from kernels.plan import Plan
 
 GRAPH = "graph"
@@ -30,7 +30,7 @@ class Sizes:
 class Attempt:
     """What an allocation has done so far, by (device, label).
 
-    Labels are `weights.<layer>`, `cache.<layer>`, GRAPH and CONTEXT.
+    Labels are `weights.<layer>`, `cache.<layer>` and GRAPH; all others, such as CONTEXT, are overhead.
     """
 
     measured: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
@@ -72,7 +72,7 @@ def memory_report(
     devices = tuple(
         DeviceMemory(
             id=device,
-            name=device,
+            name=backend.title,
             weights=tuple(weights.get((device, i), nothing) for i in layers),
             cache=tuple(_item(cache[device, i], attempt, device, f"cache.{i}") for i in layers),
             graph=_item(backend.round_up(max(p.graph_bytes[device] for p in plans)), attempt, device, GRAPH),
@@ -125,9 +125,13 @@ def _weights(block: Block, backends: Mapping[str, Backend], attempt: Attempt) ->
 
 def _overhead(planned_bytes: int, attempt: Attempt, backend: Backend) -> MemoryItem:
     """Everything that the device says we hold and that is no buffer."""
-    if (backend.name, CONTEXT) in attempt.failed:
+    if any(device == backend.name and not _is_buffer(label) for device, label in attempt.failed):
         return MemoryItem(planned_bytes, 0, "failed")
     if not any(device == backend.name for device, _ in attempt.measured):
         return MemoryItem(planned_bytes)
     now_bytes = max(0, backend.held_bytes() - backend.allocations.given_bytes)
     return MemoryItem(planned_bytes, now_bytes, "allocated")
+
+
+def _is_buffer(label: str) -> bool:
+    return label == GRAPH or label.startswith(("weights.", "cache."))

@@ -25,7 +25,7 @@ from actors.runner.weights import blocks_of
 from kernels.backend import Backend
 from kernels.dtype import DType
 from kernels.executable import Executable
-from kernels.memory import Memory
+from kernels.memory import Memory, OutOfMemory
 from kernels.plan import Placement, PlanError, plans
 from kernels.program import ShapeError
 from kernels.tensor import N_OUTPUTS, N_PAGES, N_SEQS, N_TOKENS
@@ -165,13 +165,15 @@ class Model:
         False when a device refused: `report` says which, and nothing stays allocated.  `tell` may raise to
         cancel; then nothing stays allocated either.
         """
-        if not self._allocation.take(self.attempt, tell):
-            return False
-        memory = self._allocation
-        weights = memory.weights(self._file)
-        for bound, one_plan in zip(self._buckets(), self._plans, strict=True):
-            executable = one_plan.bind(self._backends, memory.graphs, weights, memory.states)
-            self._executables.append((bound, executable))
+        with ExitStack() as undo:
+            undo.callback(self._allocation.free)
+            try:
+                self._allocation.take(self.attempt, tell)
+                self._executables = self._bound()
+            except OutOfMemory as exc:
+                self.attempt.fail(exc.device, exc.label, str(exc))
+                return False
+            undo.pop_all()
         return True
 
     def load(self, tell: Tell = unheard) -> None:
@@ -226,6 +228,14 @@ class Model:
                 model = Model.planned(self._source, spec, options, layers, backends)
             undo.pop_all()
         return model
+
+    def _bound(self) -> list[tuple[int, Executable]]:
+        memory = self._allocation
+        graphs, weights, states = memory.graphs, memory.weights(self._file), memory.states
+        return [
+            (bound, one_plan.bind(self._backends, graphs, weights, states))
+            for bound, one_plan in zip(self._buckets(), self._plans, strict=True)
+        ]
 
     def _buckets(self) -> list[int]:
         """Rows of each plan: a decode batch, a full prompt batch."""

@@ -18,10 +18,12 @@ from actors.runner.pages import resident_bytes, touch
 from actors.runner.progress import Tell
 from kernels.memory import Bytes, Memory
 
-# Measured with `python -m bench.reading`: from 256 KiB on a disk gives all it has; from 2 MiB on the buffers
-# of all readers leave the processor's cache, and copying them on takes longer than reading them
+# `python -m bench.reading` with a virtual disk of 1.5 GB/s and 2 MiB of second-level cache a core: chunks of
+# 64 KiB to 2 MiB all gave 1.4 to 1.6 GB/s, one handle in order the same, and one size differs by as much from
+# run to run.  So this is no optimum: few calls, and what was read is still in the cache when it is copied on.
+# Faster disks, which are said to want several requests at a time, have not been measured.
 CHUNK_BYTES = 512 << 10
-N_READERS = 4  # a fast disk wants several requests at a time
+N_READERS = 4
 LOOK_S = 0.02  # between two looks at how far the readers are, and whether they are wanted
 DELIVER_S = 10.0  # a chunk goes to a device in a millisecond; longer means that the device hangs
 

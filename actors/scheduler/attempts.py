@@ -45,6 +45,7 @@ class Part:
     planned_bytes: int  # all of it, as it was before anything was measured
     given_bytes: int  # what was allocated and measured
     failed_bytes: int  # the size of what could not be allocated
+    has_failed: bool  # also where that was nothing yet: a device that is gone
 
     @property
     def need_bytes(self) -> int:
@@ -97,6 +98,7 @@ def _part(memory: DeviceMemory) -> Part:
         planned_bytes=sum(item.planned_bytes for item in items),
         given_bytes=sum(item.measured_bytes for item in items if item.status == "allocated"),
         failed_bytes=sum(item.planned_bytes for item in items if item.status == "failed"),
+        has_failed=any(item.status == "failed" for item in items),
     )
 
 
@@ -129,7 +131,7 @@ def failing(attempt: Attempt, devices: Iterable[Device], policy: Policy) -> froz
     Where a failure names no device that we know of, all GPUs used are suspect, or the host if there are none.
     """
     if attempt.report.failure:
-        named = {device for device, part in attempt.parts.items() if part.failed_bytes} | _failed_input(
+        named = {device for device, part in attempt.parts.items() if part.has_failed} | _failed_input(
             attempt.report.input_weights
         )
         return frozenset(named or {device for device, _ in attempt.key} or {CPU})
@@ -213,14 +215,15 @@ def _need(attempt: Attempt, device: str) -> int:
 
 
 def _learn_totals(bounds: Bounds, device: str, part: Part, *, is_bad: bool, is_unclear: bool) -> None:
+    # before what failed, or a failure that passed would take with it what a later one tells
+    given = part.given_bytes if is_unclear else part.need_bytes
+    if given and not (is_bad and not is_unclear):
+        _raise(bounds.holds, bounds.refuses, device, given)
     if is_bad:
         # the first thing that failed came on top of what was given, where that is told
         is_told = part.given_bytes and part.failed_bytes
         too_much = part.given_bytes + part.failed_bytes if is_told else part.need_bytes
         _lower(bounds.refuses, bounds.holds, device, min(part.need_bytes, too_much))
-    given = part.given_bytes if is_unclear else part.need_bytes
-    if given and not (is_bad and not is_unclear):
-        _raise(bounds.holds, bounds.refuses, device, given)
 
 
 def _lower(upper: dict[K, int], lower: dict[K, int], key: K, size: int) -> None:

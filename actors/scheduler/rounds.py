@@ -9,8 +9,9 @@ After each answer `next_step` says what follows, from all the answers so far and
 
 A round looks for the placement with the most layers on GPUs, on the fewest GPUs, that its own report, and in
 the end the allocator, finds room for.  Sizes depend on the placement, so it goes between what was found to
-fit and what was not, closer with every answer.  It ends: nothing is asked twice, except for the best of an
-alloc round once a larger one has failed; and no round asks more than its largest number of times.
+fit and what was not, closer with every answer.  It ends: nothing is asked twice, except in an alloc round
+what failed first, as a failure may pass, and the best once a larger one has failed; and no round asks more
+than its largest number of times.
 """
 
 from dataclasses import replace
@@ -118,6 +119,8 @@ def _without_gpus(history: History) -> Attempt | None:
 
 def _after_alloc(history: History) -> Step:
     latest = history.latest
+    if latest.report.failure and sum(bool(attempt.report.failure) for attempt in history.allocs) == 1:
+        return Try(latest.placement, f"{latest.report.failure}; once more, as that may have passed")
     bad = failing(latest, history.devices, history.policy)
     if CPU in bad:
         return stuck(history)

@@ -19,7 +19,7 @@ from typing import Final
 
 import trio
 
-from actors.config import Config, load_config
+from actors.config import Config, load_config, traced
 from actors.errors import ConfigError, RuntimeFault
 from actors.faults import sole_fault
 from actors.inherited import bind_tcp, bind_unix, group_id, inherited_fds, make_run_dir, take_socket
@@ -69,6 +69,8 @@ def main(
                 health or HealthPolicy(),
             )
             trio.run(runtime.run)
+    except ConfigError as fault:
+        return _fail(traced(fault, environ))
     except RuntimeFault as fault:
         return _fail(fault)
     except BaseExceptionGroup as group:

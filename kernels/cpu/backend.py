@@ -11,8 +11,8 @@ from kernels.cpu import _cpu
 from kernels.cpu.memory import allocate, round_to_pages
 from kernels.cpu.segment import VECTOR_BYTES, WORD_BYTES, SegmentBuilder, native_cache
 from kernels.dtype import DType
-from kernels.host import HostBuffer, private_bytes
-from kernels.memory import Allocations, OutOfMemory
+from kernels.host import HostBackend, HostBuffer
+from kernels.memory import OutOfMemory
 from kernels.ops.attention import Attention, StoreKV
 from kernels.ops.gate import SwiGLU
 from kernels.ops.matmul import Matmul
@@ -34,7 +34,7 @@ def available_isas() -> list[str]:
     return _cpu.available_isas()
 
 
-class CpuBackend:
+class CpuBackend(HostBackend):
     """Satisfies `kernels.backend.Backend` with native kernels on n_threads threads, the caller's among them.
 
     isa forces an instruction set; ValueError names those there are.  fail_allocation: the n-th allocation,
@@ -51,16 +51,10 @@ class CpuBackend:
             )
         if not 1 <= n_threads <= MAX_THREADS:
             raise ValueError(f"n_threads is {n_threads}, expected 1..{MAX_THREADS}")
+        super().__init__(name)
         self.isa = isa or known[0]
-        self.allocations = Allocations()
-        self._name = name
         self._pool = _cpu.Pool(n_threads)
         self._allocations_left = fail_allocation
-
-    @property
-    def name(self) -> str:
-        """The device id."""
-        return self._name
 
     @property
     def n_threads(self) -> int:
@@ -76,26 +70,6 @@ class CpuBackend:
     def alignment(self) -> int:
         """Byte alignment of tensors in an arena."""
         return ALIGNMENT
-
-    @property
-    def is_host(self) -> bool:
-        """The CPU's memory is the host's."""
-        return True
-
-    @property
-    def context_bytes(self) -> int:
-        """A process has the CPU from its start."""
-        return 0
-
-    def held_bytes(self) -> int:
-        """The process's own memory."""
-        return private_bytes()
-
-    def open(self) -> None:
-        """Nothing to do."""
-
-    def close(self) -> None:
-        """Nothing to do."""
 
     def refuses(self, op: Op) -> str | None:
         """Why there is no kernel for the op, or None."""

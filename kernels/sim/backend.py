@@ -39,6 +39,11 @@ class SimBackend:
         return self._name
 
     @property
+    def title(self) -> str:
+        """As the machine has it."""
+        return self._device.name
+
+    @property
     def is_host(self) -> bool:
         """Its memory is its own."""
         return False

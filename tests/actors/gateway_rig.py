@@ -125,10 +125,11 @@ class FakeRunner:
 
 @dataclass
 class FakeScheduler:
-    """Leases whatever runner is at `address`, at once; `fault` refuses."""
+    """Leases whatever runner is at `address`; `before_lease` may tell why not yet, `fault` refuses."""
 
     address: str = ""
     fault: RuntimeFault | None = None
+    before_lease: Callable[[Replies], Awaitable[None]] | None = None
     acquired: list[Acquire] = field(default_factory=list)
     unloaded: list[str] = field(default_factory=list)
     loaded: tuple[LoadedModel, ...] = ()
@@ -141,6 +142,8 @@ class FakeScheduler:
         match request:
             case Acquire():
                 self.acquired.append(request)
+                if self.before_lease is not None:
+                    await self.before_lease(replies)
                 if self.fault is not None:
                     raise self.fault
                 await self._lease(replies)

@@ -121,16 +121,17 @@ async def test_ps_tells_measured_sizes_and_when_a_model_goes(rig: Rig) -> None:
 
 async def test_ps_says_how_far_a_load_is_and_who_waits(rig: Rig) -> None:
     progress = LoadProgress(phase="reading", done_bytes=37, total_bytes=100)
-    spec, other = (ModelSpec(f"{name}:latest", f"sha256:{name}", "/m", 1) for name in "ab")
+    spec, other, left = (ModelSpec(f"{name}:latest", f"sha256:{name}", "/m", 1) for name in "abc")
     rig.scheduler.loaded = (
         LoadedModel(spec, LoadOptions(), "r", 1, report(), expires_in_s=60, n_leases=0, progress=progress),
+        LoadedModel(left, LoadOptions(), "s", 1, report(), expires_in_s=50, n_leases=0, progress=progress),
     )
     rig.scheduler.waiting = (
         WaitingModel(spec, LoadOptions(), 2, 1.5, 0, "reading 37 %", progress),
         WaitingModel(other, LoadOptions(), 1, 0.5, 2, "evicting c:latest"),
     )
     answer = (await rig.client.get("/api/ps")).json()
-    assert [model["status"] for model in answer["models"]] == ["reading 37 %"]
+    assert [model["status"] for model in answer["models"]] == ["reading 37 %"] * 2  # also if nobody waits
     assert answer["waiting"][1] == {
         "name": "b:latest",
         "model": "b:latest",

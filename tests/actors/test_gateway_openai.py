@@ -8,9 +8,11 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+import trio
 
-from actors.errors import QueueFull, RequestError
-from actors.protocol import DoneReason
+from actors.errors import CapacityError, QueueFull, RequestError, RuntimeFault
+from actors.link import Replies
+from actors.protocol import DoneReason, LoadProgress, Queued
 from tests.actors.gateway_rig import INFO, THINK_TEMPLATE, Rig, gateway_rig
 
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
@@ -238,3 +240,59 @@ async def test_an_error_in_mid_stream_is_an_event_of_its_own_and_the_end(rig: Ri
     assert json.loads(first.removeprefix("data: "))["choices"][0]["delta"]["content"] == "Hello"
     assert json.loads(last.removeprefix("data: "))["error"]["message"] == "no more"
     assert nothing == ""
+
+
+class Slow:
+    """A load that tells its news one by one, and ends when a client has heard all of it."""
+
+    def __init__(self, *news: Queued | LoadProgress) -> None:
+        self._news = news
+        self._heard = trio.Semaphore(0)
+        self.lines: list[str] = []
+
+    async def load(self, replies: Replies) -> None:
+        for item in self._news:
+            await replies.send(item)
+            await self._heard.acquire()
+
+    async def ask(self, rig: Rig, path: str, body: dict[str, Any]) -> int:
+        """The status; every line goes to `lines` as it comes."""
+        async with rig.client.stream("POST", path, json={**body, "stream": True}) as response:
+            async for line in response.aiter_lines():
+                self.lines.append(line)
+                if line.startswith(":"):
+                    self._heard.release()
+            return response.status_code
+
+
+@pytest.mark.parametrize(("path", "body"), [(CHAT_PATH, CHAT), (TEXT_PATH, TEXT)])
+async def test_a_stream_says_in_comments_what_it_waits_for(rig: Rig, path: str, body: dict[str, Any]) -> None:
+    slow = Slow(Queued(2, "evicting a\nb"), LoadProgress("reading", 37, 100))
+    rig.scheduler.before_lease = slow.load
+    assert await slow.ask(rig, path, body) == 200
+    assert slow.lines[:4] == [": evicting a b, 2 before it", "", ": reading 37 %", ""]
+    assert all(line.startswith("data: ") for line in slow.lines[4::2])
+    assert not any(slow.lines[5::2])
+    assert slow.lines[-2:] == ["data: [DONE]", ""]
+
+
+async def test_a_load_that_fails_after_comments_is_told_in_the_stream(rig: Rig) -> None:
+    slow = Slow(LoadProgress("reading", 37, 100))
+    rig.scheduler.before_lease, rig.scheduler.fault = slow.load, CapacityError("it stalled")
+    assert await slow.ask(rig, CHAT_PATH, CHAT) == 200
+    assert slow.lines[:2] == [": reading 37 %", ""]
+    (event,) = (line for line in slow.lines[2:] if line)
+    assert json.loads(event.removeprefix("data: "))["error"]["message"] == "it stalled"
+
+
+@pytest.mark.parametrize("fault", [QueueFull("full"), CapacityError("too large")])
+async def test_what_is_refused_at_once_keeps_its_status_though_news_came(
+    rig: Rig, fault: RuntimeFault
+) -> None:
+    async def tell(replies: Replies) -> None:
+        await replies.send(Queued(2, "evicting a"))
+
+    rig.scheduler.before_lease, rig.scheduler.fault = tell, fault
+    response = await rig.post(CHAT_PATH, {**CHAT, "stream": True})
+    assert response.status_code == fault.http_status
+    assert response.headers["content-type"].startswith("application/json")

@@ -128,11 +128,15 @@ async def test_an_allocation_that_fails_is_reported_by_name(runtime: Rig) -> Non
             pass
 
 
-async def test_an_allocation_that_fails_evicts_and_is_tried_again(runtime: Rig) -> None:
+@pytest.mark.parametrize(("n_failures", "left"), [(1, ("a", "other")), (2, ("a",))])
+async def test_an_allocation_that_fails_is_tried_again_and_evicts_when_it_fails_again(
+    runtime: Rig, n_failures: int, left: tuple[str, ...]
+) -> None:
     async with runtime.leased(runtime.model("other")):
         pass
-    async with runtime.leased(runtime.model("a", Script(n_alloc_failures=1)), LoadOptions(n_ctx=4096)):
-        await runtime.until_loaded("a")
+    model = runtime.model("a", Script(n_alloc_failures=n_failures))
+    async with runtime.leased(model, LoadOptions(n_ctx=4096)):
+        await runtime.until_loaded(*left)
 
 
 async def test_without_a_context_named_the_longest_is_taken_that_memory_holds_with_ease(

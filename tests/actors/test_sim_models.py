@@ -14,9 +14,25 @@ from actors.errors import Unsupported
 from actors.protocol import Generate, LoadOptions, MemoryItem, Sampling
 from actors.runner.engine import Engine
 from actors.runner.model import Model
+from actors.scheduler.attempts import Round, attempt_of, failing
+from actors.scheduler.layout import Policy
+from kernels.backend import Binding, Segment
 from kernels.cpu.backend import CpuBackend
+from kernels.host import processor_name
+from kernels.memory import OutOfMemory
+from kernels.sim.backend import SimBackend
 from kernels.sim.machine import SimMachine
-from tests.actors.sim_models import HOST, MIB, answer, answers, measured, planned, serving, two_devices
+from tests.actors.sim_models import (
+    HOST,
+    MIB,
+    answer,
+    answers,
+    measured,
+    placed,
+    planned,
+    serving,
+    two_devices,
+)
 from tests.golden import tiny as t
 from tests.golden.test_quantised import as_kind
 
@@ -136,6 +152,15 @@ def test_a_tied_embedding_is_charged_to_the_host_and_to_the_output_of_a_device(
     assert alone.devices[0].weights[N_LAYER].planned_bytes < embedding_bytes
 
 
+def test_a_report_names_the_devices_as_their_makers_do(
+    paths: dict[str, Path], tmp_path: Path, machine: SimMachine
+) -> None:
+    machine.add_device(A, 64 * MIB, name="A card")
+    report = opened(paths["llama"], (A, A, A, A, B), tmp_path).report()
+    names = {device.id: device.name for device in report.devices}
+    assert names == {HOST: processor_name(), A: "A card", B: "Simulated accelerator"}
+
+
 def test_a_device_without_layers_is_left_alone(
     paths: dict[str, Path], tmp_path: Path, machine: SimMachine
 ) -> None:
@@ -195,6 +220,78 @@ def test_whichever_allocation_fails_it_is_named_and_everything_is_given_back(
         assert " are free" in report.failure
         assert machine.used(A) == 0
         model.close()
+
+
+def assert_fails_on(device: str, model: Model, machine: SimMachine) -> None:
+    """One item of this device and no other is named, and the scheduler blames the device alone."""
+    used = machine.used(A), machine.used(B)
+    assert not model.allocate()
+    report = model.report()
+    failed = {
+        d.id: [i.status for i in (*d.weights, *d.cache, d.graph, d.overhead)].count("failed")
+        for d in report.devices
+    }
+    assert failed == {d.id: int(d.id == device) for d in report.devices}
+    assert f"{device} could not allocate" in report.failure
+    assert failing(attempt_of(Round.ALLOC, placed(SPLIT), report), (), Policy()) == {device}
+    assert (machine.used(A), machine.used(B)) == used
+    model.close()
+
+
+SPLIT = LAYOUTS["first layers on the host"]
+
+
+@pytest.mark.parametrize("name", ["llama", "tied"])
+@pytest.mark.parametrize("device", [A, B])
+def test_whichever_allocation_fails_on_one_of_two_devices_an_item_of_it_is_named(
+    name: str, device: str, paths: dict[str, Path], tmp_path: Path, machine: SimMachine
+) -> None:
+    before = machine.n_allocations(device)
+    model = opened(paths[name], SPLIT, tmp_path)
+    assert model.allocate()
+    n = machine.n_allocations(device) - before
+    model.close()
+    assert n > 3
+    for nth in range(1, n + 1):
+        machine.fail_allocation(device, nth)
+        assert_fails_on(device, opened(paths[name], SPLIT, tmp_path), machine)
+
+
+def test_whichever_allocation_fails_on_the_host_an_item_of_it_is_named(
+    paths: dict[str, Path], tmp_path: Path, machine: SimMachine
+) -> None:
+    for nth in range(1, 2 * 2 + 2):  # keys and values of two layers, compute buffer
+        host = CpuBackend(2, fail_allocation=nth)
+        assert_fails_on(HOST, planned(paths["llama"], SPLIT, OPTIONS, host, str(tmp_path / "sim")), machine)
+
+
+@pytest.mark.parametrize("device", [A, B])
+def test_a_context_or_kernels_without_room_and_a_device_that_is_gone_are_named(
+    device: str,
+    paths: dict[str, Path],
+    tmp_path: Path,
+    machine: SimMachine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def bind(backend: SimBackend, binding: Binding) -> Segment:
+        """As with a real device, where a library of kernels takes memory, too."""
+        if backend.name == device:
+            raise OutOfMemory(device, MIB, "kernels")
+        return bind_all(backend, binding)
+
+    bind_all = SimBackend.bind
+    with monkeypatch.context() as patched:
+        patched.setattr(SimBackend, "bind", bind)
+        assert_fails_on(device, opened(paths["llama"], SPLIT, tmp_path), machine)
+    machine.take("game", device, machine.free(device))
+    assert_fails_on(device, opened(paths["llama"], SPLIT, tmp_path), machine)
+    machine.add_device(device, MIB, context_bytes=0)
+    model = opened(paths["llama"], SPLIT, tmp_path)
+    machine.remove_device(device)
+    assert not model.allocate()
+    report = model.report()
+    assert failing(attempt_of(Round.ALLOC, placed(SPLIT), report), (), Policy()) == {device}
+    model.close()
 
 
 def test_memory_taken_between_fit_and_alloc_is_a_refusal_with_the_numbers(

@@ -190,7 +190,8 @@ async def test_a_port_in_use_is_named_with_the_way_out(run_dir: Path) -> None:
             text = await read_all(process.stderr)
             assert await process.wait() == 1
     assert f"port {port} is in use" in text
-    assert "set OLLAMA_HOST" in text
+    assert "(OLLAMA_HOST);" in text
+    assert "set RUNTIME_HOST" in text
 
 
 async def test_a_port_that_systemd_holds_is_taken_from_it(run_dir: Path) -> None:

@@ -16,6 +16,7 @@ from kernels.dtype import DType
 from kernels.memory import HostMemory, OutOfMemory
 from kernels.ops.op import Op
 from kernels.program import ProgramBuilder
+from kernels.reference import ReferenceBackend
 from kernels.tensor import N_TOKENS, Tensor
 from tests.kernels.conftest import normal, on_host
 
@@ -182,6 +183,12 @@ def test_an_impossible_size_is_out_of_memory_with_the_numbers(backend: CpuBacken
         backend.allocate(n_bytes, "weights")
     assert (caught.value.device, caught.value.n_bytes, caught.value.label) == ("cpu", n_bytes, "weights")
     assert backend.allocations.n_allocations == 0
+
+
+@pytest.mark.parametrize("n_bytes", [1 << 46, 1 << 62])
+def test_the_reference_runs_out_of_memory_by_the_same_error(n_bytes: int) -> None:
+    with pytest.raises(OutOfMemory, match=f"reference could not allocate {n_bytes} bytes for weights.0"):
+        ReferenceBackend().allocate(n_bytes, "weights.0")
 
 
 def test_the_chosen_allocation_fails_and_no_other() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 
 from actors.protocol import (
+    Device,
     Devices,
     Explain,
     Explanation,
@@ -146,8 +147,15 @@ class SimRuntime:
 
     def devices(self) -> dict[str, int]:
         """Free bytes of what discovery offers, measured now."""
+        return {device.id: device.free_bytes for device in self._devices()}
+
+    def device_names(self) -> dict[str, str]:
+        """What discovery offers, for people, by id."""
+        return {device.id: device.name for device in self._devices()}
+
+    def _devices(self) -> tuple[Device, ...]:
         found: Devices = self.runtime.ask_actor("discovery", lambda link: link.ask(MeasureDevices(), Devices))
-        return {device.id: device.free_bytes for device in found.devices}
+        return found.devices
 
     def command(self, *args: str) -> str:
         """What `runtime ARGS` prints."""

@@ -150,7 +150,7 @@ def test_why_tells_the_last_load_in_words_and_numbers(shell: Shell) -> None:
     said = shell.run("why", "handbook").stdout
     assert re.match(r"handbook:latest: loaded after [\d.]+ s, begun .+\nloaded on cpu \(\d+ layers\)", said)
     assert re.search(r"^cpu +.+ [GM]iB +.+ [GM]iB$", said, re.MULTILINE)
-    assert re.search(r"^alloc +\d+ on cpu +\d+ +[\d.]+ MiB +.+ +accept$", said, re.MULTILINE)
+    assert re.search(r"^alloc +\d+ +accept +cpu +\d+ +[\d.]+ MiB +.+ [GM]iB$", said, re.MULTILINE)
     assert re.search(r"^handbook:latest at n_ctx \d+ needs .+ free$", said, re.MULTILINE)
     assert "no-such" in shell.run("why", "no-such-model", rc=1).stderr
 

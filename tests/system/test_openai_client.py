@@ -1,12 +1,17 @@
 """The unmodified openai client against the real runtime with its built-in model."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
+import ollama
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
+from actors.sync_client import SyncClient
 from tests.system.conftest import MODEL, Runtime
+from tests.system.sim_runtime import SETTLED_S, SimRuntime, simulated
 
 QUESTION: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What are you?"}]
 
@@ -86,3 +91,43 @@ def test_errors_are_the_clients_own_exceptions(client: openai.OpenAI) -> None:
         client.chat.completions.create(model="no-such-model", messages=QUESTION)
     with pytest.raises(openai.BadRequestError, match="n is not supported"):
         client.chat.completions.create(model=MODEL, messages=QUESTION, n=2)
+
+
+def test_clients_that_wait_for_a_load_get_the_answer_and_a_look_at_the_stream_says_why() -> None:
+    """Comments are for people: OpenAI's client passes over them, and Ollama's is sent none."""
+    with simulated({}, OLLAMA_MAX_LOADED_MODELS="1") as sim, ThreadPoolExecutor(3) as threads:
+        url = sim.runtime.url
+        sim.add_model("m", 1)
+        sim.add_model("n", 2)
+        asked = {"model": "n", "prompt": "ab", "stream": True}
+        with SyncClient(sim.runtime.run_dir) as client, client.lease("m"):
+            openai_text = threads.submit(say_openai, url)
+            ollama_text = threads.submit(say_ollama, url)
+            sim.runtime.wait_until(
+                lambda: waiting(sim) == [("n:latest", "waiting for users of m:latest to finish", 2)],
+                SETTLED_S,
+            )
+            # who looks comes after the clients, and so does its comment
+            with httpx.stream("POST", f"{url}/v1/completions", json=asked, timeout=60) as seen:
+                assert next(seen.iter_lines()) == ": waiting for users of m:latest to finish"
+        assert openai_text.result(60) == ollama_text.result(60) != ""
+
+
+def waiting(sim: SimRuntime) -> list[tuple[str, str, int]]:
+    """What /api/ps says of those who wait."""
+    shown = sim.runtime.http.get("/api/ps").json().get("waiting", [])
+    return [(each["name"], each["status"], each["requests"]) for each in shown]
+
+
+def say_openai(url: str) -> str:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
+        parts = client.completions.create(
+            model="n", prompt="ab", stream=True, max_tokens=8, temperature=0, top_p=1
+        )
+        return "".join(part.choices[0].text for part in parts)
+
+
+def say_ollama(url: str) -> str:
+    options = {"num_predict": 8, "temperature": 0}
+    with ollama.Client(url) as client:
+        return "".join(part.response for part in client.generate("n", "ab", stream=True, options=options))

@@ -49,6 +49,9 @@ def test_a_model_lies_on_two_small_devices_and_the_host_as_planned_and_answers_a
             assert [i.measured_bytes for i in items] == [i.planned_bytes for i in items], device.id
         shown = sim.command("ps", "--layers")
         assert {"m:latest:", A, B} <= {*shown.split()}, shown
+        # the runner's names are those that discovery found
+        assert {d.id: d.name for d in report.devices} == sim.device_names(), shown
+        assert f"{A} (Simulated accelerator)\n" in shown
         sim.wait_until_nothing_is_left("m")
 
 
@@ -104,7 +107,7 @@ def test_the_load_goes_on_where_an_allocation_fails(expected: list[int], n: int)
         assert sim.answer("m") == expected
         report = sim.loaded()["m"].report
         assert measured(report) == sim.used()
-        assert offloaded(report).get(CPU, 0) <= 1  # the largest layout that really fits
+        assert CPU not in offloaded(report), sim.command("why", "m")  # one failure costs no layer
         assert "could not allocate" in sim.command("why", "m")
         sim.wait_until_nothing_is_left("m")
 

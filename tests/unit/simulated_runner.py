@@ -61,6 +61,7 @@ class SimulatedRunner:
         default_factory=dict[str, int]
     )  # what a GPU gives, where not what it says
     tells: Tells = Tells.ALL
+    fail_in: int = 0  # the n-th allocation from now fails, whatever is free; 0: none
 
     @property
     def n_layer(self) -> int:
@@ -97,7 +98,7 @@ class SimulatedRunner:
             free = {each.id: each.free_bytes for each in devices} | dict(self.really)
             for index, part in enumerate(parts):
                 if not failure:
-                    parts[index], failure = allocate(part, free[part.id], self.tells)
+                    parts[index], failure = self.allocate(part, free[part.id])
         return MemoryReport(
             devices=tuple(parts),
             input_weights=MemoryItem(self.input_bytes),
@@ -109,37 +110,38 @@ class SimulatedRunner:
             failure=failure,
         )
 
-
-def allocate(part: DeviceMemory, free: int, tells: Tells) -> tuple[DeviceMemory, str]:
-    """Item by item; what was given before a failure may be told or not."""
-    n_items = len(part.weights)
-    items = [*part.weights, *part.cache, part.graph, part.overhead]
-    taken = 0
-    failure = ""
-    for index, item in enumerate(items):
-        if not item.planned_bytes:
-            continue
-        if taken + item.planned_bytes > free:
-            failure = f"{part.id}: {item.planned_bytes} bytes could not be allocated"
-            items[index] = MemoryItem(item.planned_bytes, 0, "failed")
-            break
-        taken += item.planned_bytes
-        items[index] = MemoryItem(item.planned_bytes, item.planned_bytes, "allocated")
-    if failure and tells is not Tells.ALL:
-        kept = ("failed",) if tells is Tells.FAILED else ()
-        items = [
-            MemoryItem(item.planned_bytes, 0, "failed" if item.status in kept else "planned")
-            for item in items
-        ]
-    allocated = DeviceMemory(
-        part.id,
-        part.name,
-        tuple(items[:n_items]),
-        tuple(items[n_items : 2 * n_items]),
-        items[2 * n_items],
-        items[2 * n_items + 1],
-    )
-    return allocated, failure
+    def allocate(self, part: DeviceMemory, free: int) -> tuple[DeviceMemory, str]:
+        """Item by item; what was given before a failure may be told or not."""
+        n_items = len(part.weights)
+        items = [*part.weights, *part.cache, part.graph, part.overhead]
+        taken = 0
+        failure = ""
+        for index, item in enumerate(items):
+            if not item.planned_bytes:
+                continue
+            is_refused = self.fail_in == 1
+            self.fail_in = max(0, self.fail_in - 1)
+            if is_refused or taken + item.planned_bytes > free:
+                failure = f"{part.id}: {item.planned_bytes} bytes could not be allocated"
+                items[index] = MemoryItem(item.planned_bytes, 0, "failed")
+                break
+            taken += item.planned_bytes
+            items[index] = MemoryItem(item.planned_bytes, item.planned_bytes, "allocated")
+        if failure and self.tells is not Tells.ALL:
+            kept = ("failed",) if self.tells is Tells.FAILED else ()
+            items = [
+                MemoryItem(item.planned_bytes, 0, "failed" if item.status in kept else "planned")
+                for item in items
+            ]
+        allocated = DeviceMemory(
+            part.id,
+            part.name,
+            tuple(items[:n_items]),
+            tuple(items[n_items : 2 * n_items]),
+            items[2 * n_items],
+            items[2 * n_items + 1],
+        )
+        return allocated, failure
 
 
 def attempt(
@@ -193,8 +195,14 @@ def run_load(
 
 
 def repeats(load: Load) -> list[tuple[Round, frozenset[tuple[str, tuple[int, ...]]]]]:
-    """What was asked more than once in a round, but for the last question of an alloc round."""
+    """What was asked more than once in a round.
+
+    But for an alloc round's first failure, which may be asked once more at once, and its last question.
+    """
     asked = [(each.round, each.key) for each in load.attempts]
+    failed = [index for index, each in enumerate(load.attempts) if each.report.failure]
+    if failed and asked[failed[0]] in asked[failed[0] + 1 : failed[0] + 2]:
+        del asked[failed[0]]
     last = asked[:-1] if asked[-1][0] is Round.ALLOC else asked
     return [each for index, each in enumerate(last) if each in last[:index]]
 

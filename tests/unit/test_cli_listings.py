@@ -74,6 +74,7 @@ def test_ps_says_how_far_a_load_is_and_who_waits_for_what() -> None:
 
 
 MIB = 1 << 20
+FREE = {"cpu": 2000 * MIB, "gpu:0": 400 * MIB, "gpu:1": 150 * MIB}
 DECISION = LoadDecision(
     model=ModelSpec("m:latest", "sha256:m", "/m", 1),
     options=LoadOptions(n_ctx=2048),
@@ -83,15 +84,13 @@ DECISION = LoadDecision(
     message="loaded on gpu:0 (3 layers)",
     devices=(Device("gpu:0", "cuda", "A card", 2000 * MIB, 1000 * MIB),),
     rounds=(
-        LayoutRound(
-            "fit", (), 2048, {"gpu:0": 100 * MIB}, {"gpu:0": 600 * MIB}, "evict", "gpu:0 lacks 500 MiB"
-        ),
+        LayoutRound("fit", (), 2048, FREE, {"cpu": 600 * MIB}, "evict", "gpu:0 lacks 500 MiB"),
         LayoutRound(
             "alloc",
-            (LayerPlacement("gpu:0", (0, 1, 2)),),
+            (LayerPlacement("gpu:0", (1, 2)), LayerPlacement("gpu:1", (3,)), LayerPlacement("cpu", (0,))),
             2048,
-            {"gpu:0": 1000 * MIB},
-            {"gpu:0": 600 * MIB, "cpu": 0},
+            FREE,
+            {"cpu": 200 * MIB, "gpu:0": 300 * MIB, "gpu:1": 100 * MIB, "gpu:2": 0},
             "accept",
             "600 MiB of 1000 MiB on gpu:0",
         ),
@@ -124,9 +123,11 @@ def test_why_tells_the_figures_the_rounds_and_who_left() -> None:
         ],
         [["DEVICE", "NAME", "FREE", "TOTAL"], ["gpu:0", "A card", "1000.0 MiB", "2.0 GiB"]],
         [
-            ["ASKED", "LAYERS", "CONTEXT", "NEEDS", "OF FREE", "THEN"],
-            ["fit", "all on cpu", "2048", "600.0 MiB", "100.0 MiB", "evict"],
-            ["alloc", "3 on gpu:0", "2048", "600.0 MiB", "1000.0 MiB", "accept"],
+            ["ASKED", "CONTEXT", "THEN", "DEVICE", "LAYERS", "NEEDS", "OF FREE"],
+            ["fit", "2048", "evict", "cpu", "all", "600.0 MiB", "2.0 GiB"],
+            ["alloc", "2048", "accept", "cpu", "1", "200.0 MiB", "2.0 GiB"],
+            ["gpu:0", "2", "300.0 MiB", "400.0 MiB"],
+            ["gpu:1", "1", "100.0 MiB", "150.0 MiB"],
         ],
         [["600 MiB of 1000 MiB on gpu:0"]],
         [

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.config import Config, http_address, idle_variables, load_config, parse_host
+from actors.config import Config, http_address, idle_variables, load_config, parse_host, traced
 from actors.errors import ConfigError
 from actors.settings import SETTINGS, HostAddress, Setting, n_bytes
 
@@ -164,7 +164,32 @@ def test_a_bad_file_is_named_with_its_key(tmp_path: Path, text: str, names: str)
     file.write_text(text)
     with pytest.raises(ConfigError, match=names) as caught:
         load_config(file, {})
-    assert "c.toml" in caught.value.message
+    assert "c.toml: " in caught.value.message or "is not TOML" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "environ", "place"),
+    [
+        ("run_dir", "", {"RUNTIME_RUN_DIR": "/r"}, "RUNTIME_RUN_DIR or --run-dir"),
+        ("run_dir", "run_dir = '/f'", {"RUNTIME_RUN_DIR": "/r"}, "RUNTIME_RUN_DIR or --run-dir"),
+        ("run_dir", "run_dir = '/f'", {}, "c.toml: run_dir"),
+        ("port", "port = 1", {}, "c.toml: port"),
+        ("port", "port = 1", {"OLLAMA_HOST": ":2"}, "OLLAMA_HOST"),
+        ("host", "", {"OLLAMA_HOST": ":2", "RUNTIME_HOST": ":3"}, "RUNTIME_HOST or --host"),
+    ],
+)
+def test_a_setting_that_proves_wrong_later_is_named_with_its_place(
+    tmp_path: Path, key: str, text: str, environ: dict[str, str], place: str
+) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(text)
+    fault = traced(ConfigError("it is taken", where=key), {"RUNTIME_CONFIG": str(file), **environ})
+    assert fault.message.startswith("it is taken (")
+    assert fault.message.endswith(f"{place})")
+
+
+def test_a_setting_that_nobody_made_has_no_place() -> None:
+    assert traced(ConfigError("it is taken", where="port"), {}).message == "it is taken"
 
 
 def test_a_named_file_has_to_exist() -> None:

@@ -125,6 +125,20 @@ def test_a_load_ends_soon_and_its_layout_is_really_allocated(case: Case) -> None
 
 
 @campaign
+@given(case=cases(n_gpus=st.integers(0, 4)), nth=st.integers(1, 200))
+def test_an_allocation_that_fails_once_costs_no_layer(case: Case, nth: int) -> None:
+    runner = case.runner()
+    runner.really = {}
+    expected = run_load(runner, case.devices).step
+    runner.fail_in = nth
+    load = run_load(runner, case.devices)
+    check_ended(case, load)
+    assert isinstance(expected, Accept)
+    assert isinstance(load.step, Accept)
+    assert on_gpus(load.step.placement) == on_gpus(expected.placement)
+
+
+@campaign
 @given(case=cases(n_gpus=st.integers(0, 4), lies=some_lies), n_gpu=st.integers(0, 90))
 def test_a_load_with_num_gpu_ends_soon_as_asked_or_with_a_refusal(case: Case, n_gpu: int) -> None:
     load = run_load(case.runner(), case.devices, Policy(n_gpu=n_gpu))

@@ -235,7 +235,36 @@ def test_memory_taken_between_fit_and_alloc_ends_in_fewer_layers(tells: Tells) -
     simulated.really = {"g": gpu.free_bytes - GIB - GPU_RESERVE_BYTES}
     load = run_load(simulated, [CPU, gpu])
     assert load.counts == {"g": (4200 - 1024) // 100}
-    assert load.n_rounds <= (5 if tells is Tells.ALL else 13)
+    assert load.n_rounds <= (6 if tells is Tells.ALL else 14)
+
+
+@pytest.mark.parametrize("tells", list(Tells))
+@pytest.mark.parametrize("nth", range(1, 11))
+def test_an_allocation_that_fails_once_costs_one_more_try_and_no_layer(tells: Tells, nth: int) -> None:
+    simulated = runner(8, graph_base=20, overhead=10)
+    simulated.tells, simulated.fail_in = tells, nth
+    load = run_load(simulated, [CPU, roomy("g", 1000)])
+    assert load.counts == {"g": 9}
+    assert [each.round for each in load.attempts].count(Round.ALLOC) == 2
+
+
+def test_num_gpu_and_the_host_are_not_refused_for_an_allocation_that_fails_once() -> None:
+    simulated = runner()
+    simulated.fail_in = 1
+    assert run_load(simulated, [CPU, roomy("g", 600)], Policy(n_gpu=3)).counts == {"g": 3}
+    simulated.fail_in = 1
+    assert run_load(simulated, [CPU], others={"cpu": MIB}).counts == {}
+
+
+@pytest.mark.parametrize("nth", [0, 1, 2, 3])
+def test_a_device_that_goes_on_failing_is_asked_once_more_and_no_more(nth: int) -> None:
+    """What was given when it failed for good counts, not what was given when it failed for once."""
+    simulated = runner()
+    simulated.really, simulated.fail_in = {"g": 300 * MIB}, nth
+    load = run_load(simulated, [CPU, roomy("g", 600)])
+    assert load.counts == {"g": 3}
+    asked = [n_offloaded(each.placement) for each in load.attempts if each.round is Round.ALLOC]
+    assert asked == [5, 5, 3]
 
 
 def test_a_gpu_that_gives_nothing_is_left_for_the_cpu() -> None:
@@ -269,7 +298,7 @@ def test_host_memory_that_fails_takes_no_layers_off_the_gpu() -> None:
     simulated.really = {"cpu": 150 * MIB}
     load = run_load(simulated, [CPU, roomy("g", 300)])
     assert isinstance(load.step, Refuse)
-    assert [each.round for each in load.attempts].count(Round.ALLOC) == 1
+    assert [each.round for each in load.attempts].count(Round.ALLOC) == 2
 
 
 def test_what_the_user_keeps_free_is_kept_free_of_what_was_measured_too() -> None:
