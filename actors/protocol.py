@@ -14,13 +14,14 @@ from typing import Annotated, Literal
 
 import msgspec
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 PROTOCOL_CHANGES = {
     1: "first version",
     2: "LoadOptions.kv_type may be q8_0; MemoryReport says kv_type",
     3: "Diagnose and MeasureDevices; Device says compute, memory_from, swap_bytes, bytes_per_s, copy_s; "
     "Devices lists usable ones only; LoadPlan shows contexts; Explain may name a model, Explanation tells of "
     "loads; Loaded tells who waits; Keep; Alloc is answered by LoadProgress items, too",
+    4: "LoadOptions and MemoryReport say n_cells, the pool of all sequences; Generate may name its n_ctx",
 }
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -259,7 +260,8 @@ class ModelSpec(Msg, frozen=True):
 class LoadOptions(Msg, frozen=True):
     """What decides how a model is loaded; a difference means a reload."""
 
-    n_ctx: Count = 0  # positions of one sequence; 0: the default
+    n_ctx: Count = 0  # positions that one sequence may use, at least; 0: the default
+    n_cells: Count = 0  # of the pool that all sequences share; 0: n_ctx for each of n_parallel
     n_batch: Count = 0  # inputs in one forward pass; 0: the default
     n_gpu: int = -1  # layers on GPUs; -1: as many as fit
     n_thread: Count = 0  # 0: one per performance core
@@ -347,10 +349,11 @@ class MemoryReport(Msg, frozen=True):
     devices: tuple[DeviceMemory, ...]
     input_weights: MemoryItem  # embedding and whatever else stays on the input side
     n_layer: int
-    n_ctx: int  # after clamping to what the model was trained for
+    n_ctx: int  # what one sequence may use: the pool, but no more than the model was trained for
     n_ctx_train: int
     n_batch: int
     n_parallel: int
+    n_cells: int = 0  # of the pool that all sequences share
     failure: str = ""
     kv_type: str = "f16"  # of the cache's keys and values
 
@@ -566,6 +569,7 @@ class Generate(Msg, frozen=True):
     n_keep: int = 4  # inputs kept at the front when the context is full or the prompt too long
     truncate: bool = True
     shift: bool = True
+    n_ctx: Count = 0  # positions that it may use; 0, or more than there are: those that the model has
     n_logprobs: int = -1  # -1: none; k: the chosen token's and the k most likely
     resume: tuple[TokenId, ...] = ()  # tokens already delivered by a runner that died
 

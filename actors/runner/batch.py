@@ -19,15 +19,21 @@ class Share(NamedTuple):
     is_last: bool
 
 
-def compose(waiting: Sequence[Waiting], n_batch: int, start: int) -> tuple[list[Share], int]:
+def compose(
+    waiting: Sequence[Waiting], n_batch: int, start: int, n_prompt: int | None = None
+) -> tuple[list[Share], int]:
     """Fill a batch of at most n_batch inputs over all sequences.
 
     Sequences with one pending input go first: a prompt never delays running streams by more than one batch.
     The rest is filled with prompts, visited round-robin from index `start` (modulo their number); the second
     value is the start of the next call, one past the last prompt that was served.
+
+    n_prompt: inputs of prompts that may join running streams, at least 1; None: as many as there is room for.
     """
     shares = [Share(w.seq_id, 1, is_last=True) for w in waiting if w.n_pending == 1][:n_batch]
     left = n_batch - len(shares)
+    if shares and n_prompt is not None:
+        left = min(left, n_prompt)
     prompts = [w for w in waiting if w.n_pending > 1]
     n_served = 0
     for offset in range(len(prompts)):

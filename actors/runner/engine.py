@@ -8,8 +8,8 @@ While a batch computes, the text of the one before is made, and the next one is 
 known: where every sequence goes on, only the drawn tokens have to be filled in between two batches.
 """
 
-from collections import deque
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as SequenceOf
 from contextlib import asynccontextmanager
 from functools import partial
@@ -19,12 +19,13 @@ import trio
 
 from actors.errors import ModelError, PeerGone, QueueFull
 from actors.protocol import DoneReason, Generate
-from actors.runner.batch import Waiting, compose
+from actors.runner.batch import Share, Waiting, compose
 from actors.runner.cache.causal import CausalCache
-from actors.runner.context import shift
 from actors.runner.forward import Drawn, Part, device_of, index_arrays
 from actors.runner.intake import sequence_of
-from actors.runner.model import Model
+from actors.runner.model import N_DRAFT_ROWS, Model
+from actors.runner.pace import Pace
+from actors.runner.roster import Roster
 from actors.runner.sequence import Offer, Sequence, refuse
 from kernels.executable import Executable
 from kernels.ops.op import Array
@@ -39,39 +40,71 @@ class Batch(NamedTuple):
     parts: SequenceOf[Part]
     inputs: dict[str, Array]
     executable: Executable
+    n_pending: dict[int, int]  # what it was composed of: inputs of everybody who could run
+    start: int  # of the next batch's round over prompts
+
+    @property
+    def n_stream(self) -> int:
+        """Inputs of running streams, drafted ones not."""
+        return sum(len(part.tokens) - part.n_drafted == 1 for part in self.parts)
+
+    @property
+    def is_drafted(self) -> bool:
+        """Whether any of its inputs was guessed."""
+        return any(part.n_drafted for part in self.parts)
 
 
 class Engine:
     """Sequences of one allocated model.  `run` serves until `stop`; `open` adds a sequence."""
 
-    def __init__(self, model: Model, max_queue: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        max_queue: int,
+        *,
+        is_speculating: bool = True,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """clock: seconds; by it batches are timed, nothing else."""
         self._model = model
         self._tokenizer = model.tokenizer  # a prompt may still be tokenised while the model is closed
         self._max_queue = max_queue
+        self._is_speculating = is_speculating
+        self._clock = clock
         self._cache = CausalCache(model.n_pages, model.page_size)
-        self._queue: deque[Sequence] = deque()  # bounded by max_queue
-        self._active: dict[int, Sequence] = {}  # bounded by the model's n_parallel
+        self._roster = Roster(self._cache, model.n_parallel)  # at most max_queue wait in it
         self._n_opening = 0  # prompts that are being tokenised
         self._next_id = 1
         self._start = 0
+        self._pace = Pace()
         self._wake = trio.Event()
         self._device = device_of(model.backends, self._tokenizer)
         self._ahead: Batch | None = None  # prepared while another computes
         self._untold: list[Sequence] = []  # have tokens whose text is not sent; at most those of a batch
         self._life = trio.CancelScope()
+        self._ended_s: float | None = None  # the last batch, while more are waiting
         self.stopped = trio.Event()
         self.n_batches = 0
+        self.n_ahead = 0
         self.n_inputs = 0
+        self.n_drafted = 0
+        self.n_right = 0
+        self.gap_s = 0.0
 
     def gauges(self) -> dict[str, float]:
         """Counters for GetStats."""
         return {
-            "sequences_active": len(self._active),
-            "sequences_queued": len(self._queue),
+            "sequences_active": len(self._roster.active),
+            "sequences_queued": self._roster.n_waiting,
+            "sequences_paused_total": self._roster.n_paused_total,
             "cache_pages": self._cache.n_pages,
             "cache_pages_held": self._cache.n_held,
             "batches_total": self.n_batches,
+            "batches_prepared_total": self.n_ahead,
+            "batch_gap_seconds_total": self.gap_s,
             "inputs_total": self.n_inputs,
+            "drafted_tokens_total": self.n_drafted,
+            "drafted_tokens_right_total": self.n_right,
         }
 
     @asynccontextmanager
@@ -82,8 +115,7 @@ class Engine:
         RequestError for a prompt that is empty, unknown to the vocabulary or too long; QueueFull; PeerGone
         when the engine has stopped.
         """
-        n_free = self._model.n_parallel - len(self._active)
-        if len(self._queue) + self._n_opening >= self._max_queue + n_free:
+        if self._roster.n_waiting + self._n_opening >= self._max_queue + self._roster.n_free:
             raise QueueFull("server busy, please try again.  maximum pending requests exceeded")
         seq_id, self._next_id = self._next_id, self._next_id + 1
         self._n_opening += 1
@@ -96,16 +128,17 @@ class Engine:
             self._n_opening -= 1
         if self.stopped.is_set():
             raise self._parting()
-        reason = sequence.end_before(self._model.n_ctx)
+        reason = sequence.end_before()
         if reason is not None:
             sequence.end(reason)
         else:
-            self._queue.append(sequence)
+            self._roster.add(sequence)
             self._wake.set()
         try:
             yield sequence
-        finally:
-            self._remove(sequence)
+        finally:  # the reader is gone or satisfied
+            self._roster.remove(sequence)
+            self._wake.set()
 
     def resume(self) -> None:
         """A reader took something: its sequence may run again."""
@@ -124,10 +157,11 @@ class Engine:
                         await self._step(batch)
                     else:
                         self._hand_out()
+                        self._ended_s = None
                         await self._wake.wait()
         finally:
             self._hand_out()
-            for sequence in (*self._active.values(), *self._queue):
+            for sequence in self._roster:
                 sequence.fail(self._parting())
             self.stopped.set()
 
@@ -141,60 +175,55 @@ class Engine:
         return PeerGone(what, where="runner", mend="send the request again")
 
     async def _step(self, batch: Batch) -> None:
+        self._start = batch.start
+        began_s = self._clock()
+        if self._ended_s is not None:
+            self.gap_s += began_s - self._ended_s
         meanwhile = partial(self._while_computing, batch)
         drawn = await self._device.step(batch.executable, batch.inputs, batch.parts, meanwhile)
+        self._ended_s = self._clock()
+        n_inputs = len(batch.inputs["tokens"])
+        n_stream = batch.n_stream
+        # what drafts cost beside streams is what inputs of prompts cost
+        self._pace.observe(n_stream, n_inputs - n_stream, self._ended_s - began_s)
         self.n_batches += 1
-        self.n_inputs += len(batch.inputs["tokens"])
-        wanted = [s for s, part in zip(batch.sequences, batch.parts, strict=True) if part.draw is not None]
-        for sequence, token in zip(wanted, drawn, strict=True):
-            if self._active.get(sequence.seq_id) is sequence:  # else cancelled while the batch ran
-                self._take(sequence, token)
+        self.n_inputs += n_inputs
+        left = iter(drawn)
+        for sequence, part in zip(batch.sequences, batch.parts, strict=True):
+            mine = [next(left) for _ in part.draws]
+            if mine and self._roster.holds(sequence):  # else cancelled while the batch ran
+                self._take(sequence, part, mine)
 
     def _while_computing(self, batch: Batch) -> None:
         """Send the text of the tokens before, and prepare the next batch."""
         for part in batch.parts:
-            # batches run in order: what reads these cells is later
-            self._cache.advance(part.slot, part.tokens)
+            if not part.n_drafted:
+                # batches run in order: what reads these cells is later
+                self._cache.advance(part.slot, part.tokens)
         self._hand_out()
         self._ahead = self._look_ahead(batch)
 
-    def _look_ahead(self, batch: Batch) -> Batch | None:
-        """The batch after this one, but for its tokens; None unless this one draws for every sequence."""
-        if len(batch.parts) < len(self._active) or any(part.draw is None for part in batch.parts):
-            return None
-        parts: list[Part] = []
-        for sequence, (seq_id, slot, _, _) in zip(batch.sequences, batch.parts, strict=True):
-            if slot.n_cells >= self._model.n_ctx or not self._cache.extend(slot, 1):
-                return None
-            parts.append(Part(seq_id, slot, (UNKNOWN_TOKEN,), sequence.draw(n_ahead=1)))
-        return self._batch(batch.sequences, parts)
+    def _take(self, sequence: Sequence, part: Part, drawn: SequenceOf[Drawn]) -> None:
+        """Take the tokens drawn, of drafted ones as many as were guessed right and the one after."""
+        if not part.n_drafted:
+            self._take_token(sequence, drawn[0])
+            return
+        guesses = part.tokens[len(part.tokens) - part.n_drafted :]
+        n_right = 0
+        for guess, one in zip(guesses, drawn, strict=False):
+            if one.error or one.token != guess:
+                break
+            n_right += 1
+        self.n_drafted += part.n_drafted
+        self.n_right += n_right
+        sequence.lookup.judge(part.n_drafted, n_right)
+        # the cells of wrong guesses are written again by what comes next
+        self._cache.advance(part.slot, part.tokens[: len(part.tokens) - part.n_drafted + n_right])
+        for one in drawn[: n_right + 1]:
+            if self._roster.holds(sequence):
+                self._take_token(sequence, one)
 
-    def _follow_up(self) -> Batch | None:
-        """The batch that was prepared, its tokens filled in; None unless exactly its sequences go on."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is None or len(ahead.sequences) != len(self._active):
-            return None
-        if self._queue and len(self._active) < self._model.n_parallel:
-            return None
-        tokens: list[int] = []
-        for sequence, part in zip(ahead.sequences, ahead.parts, strict=True):
-            is_here = self._active.get(part.seq_id) is sequence and sequence.slot is part.slot
-            if not (is_here and sequence.can_run):
-                return None
-            tokens.append(sequence.history[-1])
-        ahead.inputs["tokens"][:] = tokens
-        parts = [
-            Part(p.seq_id, p.slot, (token,), p.draw) for p, token in zip(ahead.parts, tokens, strict=True)
-        ]
-        return ahead._replace(parts=parts)
-
-    def _hand_out(self) -> None:
-        """Send what the last batch drew."""
-        for sequence in self._untold:
-            sequence.tell()
-        self._untold.clear()
-
-    def _take(self, sequence: Sequence, drawn: Drawn) -> None:
+    def _take_token(self, sequence: Sequence, drawn: Drawn) -> None:
         if drawn.error:
             sequence.fail(
                 ModelError(f"the model computed no usable probabilities: {drawn.error}", where="runner")
@@ -203,66 +232,132 @@ class Engine:
             sequence.end(DoneReason.LIMIT)  # nothing was to be predicted
         else:
             sequence.take(drawn, self._tokenizer.eog_ids)
-            self._untold.append(sequence)
-            if not sequence.is_done and len(sequence.history) > self._model.n_ctx:
-                self._make_room(sequence)
+            if sequence not in self._untold:
+                self._untold.append(sequence)
+            if not sequence.is_done and len(sequence.history) > sequence.n_ctx:
+                self._roster.make_room(sequence)
         if sequence.is_done:  # its reader may be slow; others need not wait for that
-            del self._active[sequence.seq_id]
-            self._free(sequence)
+            self._roster.remove(sequence)
 
-    def _make_room(self, sequence: Sequence) -> None:
-        """The context is full: stop, or drop the oldest half after n_keep and compute the rest again."""
-        if not sequence.request.shift:
-            sequence.end(DoneReason.CONTEXT)
-            return
-        sequence.history = shift(sequence.history, self._model.n_ctx, sequence.request.n_keep)
-        self._free(sequence)
-        sequence.slot = self._cache.open(sequence.history)
+    def _hand_out(self) -> None:
+        """Send what the last batch drew."""
+        for sequence in self._untold:
+            sequence.tell()
+        self._untold.clear()
 
     def _compose(self) -> Batch | None:
         """Whoever has inputs to compute and keeps up; None when nobody has."""
-        self._admit()
-        parts = self._next_parts()
-        return self._batch([self._active[part.seq_id] for part in parts], parts) if parts else None
+        self._roster.admit()
+        while n_pending := self._n_pending():
+            shares, start = self._shares(n_pending, self._start)
+            n_inputs = {share.seq_id: share.n_inputs for share in shares}
+            # the oldest first: whoever has to give way is younger
+            for seq_id in sorted(n_inputs):
+                sequence = self._roster.active.get(seq_id)
+                # without a place it was paused for one of those before
+                n_inputs[seq_id] = self._roster.grow(sequence, n_inputs[seq_id]) if sequence else 0
+            parts = [self._part(seq_id, n, n_pending[seq_id]) for seq_id, n in n_inputs.items() if n]
+            if parts:
+                return self._batch(self._with_drafts(parts), n_pending, start)
+            # all whose turn it was had to be paused for those whose turn it was not
+        return None
 
-    def _batch(self, sequences: SequenceOf[Sequence], parts: SequenceOf[Part]) -> Batch:
+    def _n_pending(self) -> dict[int, int]:
+        """Inputs of everybody who can run."""
+        return {seq_id: s.n_pending for seq_id, s in self._roster.active.items() if s.can_run}
+
+    def _shares(self, n_pending: dict[int, int], start: int) -> tuple[list[Share], int]:
+        waiting = [Waiting(seq_id, n) for seq_id, n in n_pending.items()]
+        return compose(waiting, self._model.n_batch, start, self._pace.n_prompt)
+
+    def _part(self, seq_id: int, n_inputs: int, n_pending: int) -> Part:
+        """The next n_inputs of a sequence, for which its slot has room."""
+        sequence = self._roster.active[seq_id]
+        slot = sequence.slot
+        assert slot is not None
+        tokens = sequence.history[slot.n_cells : slot.n_cells + n_inputs]
+        return Part(sequence.seq_id, slot, tokens, [sequence.draw()] if n_inputs == n_pending else ())
+
+    def _batch(self, parts: SequenceOf[Part], n_pending: dict[int, int], start: int) -> Batch:
         inputs = index_arrays(parts, self._cache)
         executable = self._model.executable(len(inputs["tokens"]), len(inputs["outputs"]))
-        return Batch(sequences, parts, inputs, executable)
+        sequences = [self._roster.active[part.seq_id] for part in parts]
+        return Batch(sequences, parts, inputs, executable, n_pending, start)
 
-    def _next_parts(self) -> list[Part]:
-        runnable = {s.seq_id: s for s in self._active.values() if s.can_run}
-        waiting = [Waiting(s.seq_id, s.n_pending) for s in runnable.values()]
-        shares, self._start = compose(waiting, self._model.n_batch, self._start)
+    # --- speculation ---------------------------------------------------------------------------------------
+
+    def _with_drafts(self, parts: list[Part]) -> list[Part]:
+        """The parts, those of running streams with what may follow, as far as batch and cells have room."""
+        n_left = min(N_DRAFT_ROWS, self._model.n_batch - sum(len(part.tokens) for part in parts))
+        if not self._is_speculating:
+            return parts
+        result: list[Part] = []
+        for part in parts:
+            drafted = self._draft(part, n_left)
+            n_left -= len(drafted)
+            result.append(self._drafted(part, drafted) if drafted else part)
+        return result
+
+    def _draft(self, part: Part, n_most: int) -> SequenceOf[int]:
+        """What may follow a stream's next input."""
+        sequence = self._roster.active[part.seq_id]
+        if not part.draws or len(part.tokens) != 1:
+            return ()
+        n_most = min(
+            n_most,
+            sequence.n_limit - sequence.n_drawn - 1,  # each draw but the last is followed by another
+            sequence.n_ctx - part.slot.n_cells - 1,
+            self._cache.n_room(part.slot) - 1,
+        )
+        return sequence.lookup.draft(sequence.history, n_most, self._pace.input_cost)
+
+    def _drafted(self, part: Part, drafted: SequenceOf[int]) -> Part:
+        sequence = self._roster.active[part.seq_id]
+        if not self._cache.extend(part.slot, 1 + len(drafted)):
+            return part
+        draws = [sequence.draw(drafted=drafted[:n]) for n in range(len(drafted) + 1)]
+        return Part(part.seq_id, part.slot, [*part.tokens, *drafted], draws)
+
+    # --- the batch after this one --------------------------------------------------------------------------
+
+    def _look_ahead(self, batch: Batch) -> Batch | None:
+        """The batch after this one, but for the tokens that this one draws; None where those decide it."""
+        if batch.is_drafted:
+            return None
+        drawing = {part.seq_id for part in batch.parts if part.draws}
+        n_pending = {seq_id: n + (seq_id in drawing) for seq_id, n in self._n_pending().items()}
+        shares, start = self._shares(n_pending, batch.start)
         parts: list[Part] = []
-        for share in shares:
-            sequence = runnable[share.seq_id]
+        for seq_id, n_inputs, is_last in shares:
+            sequence = self._roster.active[seq_id]
             slot = sequence.slot
             assert slot is not None
-            if not self._cache.extend(slot, share.n_inputs):
-                raise AssertionError("the pool holds n_ctx cells for each of n_parallel sequences")
-            tokens = sequence.history[slot.n_cells : slot.n_cells + share.n_inputs]
-            parts.append(Part(share.seq_id, slot, tokens, sequence.draw() if share.is_last else None))
-        return parts
+            if slot.n_cells + n_inputs > sequence.n_ctx or not self._cache.extend(slot, n_inputs):
+                return None
+            tokens = sequence.history[slot.n_cells : slot.n_cells + n_inputs] or (UNKNOWN_TOKEN,)
+            draws = [sequence.draw(n_ahead=seq_id in drawing)] if is_last else ()
+            parts.append(Part(seq_id, slot, tokens, draws))
+        return self._batch(parts, n_pending, start) if parts else None
 
-    def _admit(self) -> None:
-        """Give slots to the sequences that wait longest."""
-        while self._queue and len(self._active) < self._model.n_parallel:
-            sequence = self._queue.popleft()
-            sequence.slot = self._cache.open(sequence.history)
-            sequence.n_cached = sequence.slot.n_cells
-            sequence.start()
-            self._active[sequence.seq_id] = sequence
-
-    def _remove(self, sequence: Sequence) -> None:
-        """The reader is gone or satisfied; slot and place come back on every path."""
-        if sequence in self._queue:
-            self._queue.remove(sequence)
-        self._active.pop(sequence.seq_id, None)
-        self._free(sequence)
-        self._wake.set()
-
-    def _free(self, sequence: Sequence) -> None:
-        if sequence.slot is not None:
-            self._cache.release(sequence.slot)
-            sequence.slot = None
+    def _follow_up(self) -> Batch | None:
+        """The batch that was prepared, its tokens filled in; None where another would be composed now."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is None:
+            return None
+        self._roster.admit()
+        if self._n_pending() != ahead.n_pending:
+            return None
+        parts: list[Part] = []
+        begin = 0
+        for sequence, part in zip(ahead.sequences, ahead.parts, strict=True):
+            if sequence.slot is not part.slot:
+                return None
+            n_inputs = len(part.tokens)
+            tokens = sequence.history[part.slot.n_cells : part.slot.n_cells + n_inputs]
+            ahead.inputs["tokens"][begin : begin + n_inputs] = tokens
+            parts.append(part._replace(tokens=tokens))
+            begin += n_inputs
+        if self._with_drafts(parts) != parts:
+            return None  # composed anew, with what may follow
+        self.n_ahead += 1
+        return ahead._replace(parts=parts)

@@ -31,23 +31,30 @@ class Draw(NamedTuple):
     history: Sequence[int]  # tokens that penalties look at, oldest first
     position: int
     n_logprobs: int
+    drafted: Sequence[int] = ()  # tokens after the history that this draw takes for granted
 
     @property
     def seen(self) -> Sequence[int]:
-        """The end of the history that penalties look at; empty where there are none."""
+        """The end of all tokens before that penalties look at; empty where there are none."""
         if not self.params.has_penalties:
             return ()
-        n_history, n_last = len(self.history), self.params.repeat_last_n
-        return self.history[n_history - min(n_last, n_history) :] if n_last >= 0 else self.history
+        tokens = [*self.history, *self.drafted] if self.drafted else self.history
+        n_tokens, n_last = len(tokens), self.params.repeat_last_n
+        return tokens[n_tokens - min(n_last, n_tokens) :] if n_last >= 0 else tokens
 
 
 class Part(NamedTuple):
-    """One sequence's inputs in a batch; `draw` is given when its last input's logits are wanted."""
+    """One sequence's inputs in a batch; its last inputs' logits are wanted, one for each of `draws`."""
 
     seq_id: int
     slot: Slot
     tokens: Sequence[int]
-    draw: Draw | None
+    draws: Sequence[Draw] = ()  # of several, all but the first are for drafted tokens
+
+    @property
+    def n_drafted(self) -> int:
+        """Inputs at the end that were guessed."""
+        return max(0, len(self.draws) - 1)
 
 
 class Drawn(NamedTuple):
@@ -68,15 +75,14 @@ def index_arrays(parts: Sequence[Part], cache: CausalCache) -> dict[str, Array]:
     cells: list[int] = []
     rows: list[int] = []
     outputs: list[int] = []
-    for row, (_, slot, inputs, draw) in enumerate(parts):
+    for row, (_, slot, inputs, draws) in enumerate(parts):
         tables[row, : len(slot.pages)] = np.frombuffer(slot.pages, np.int32)
         n_inputs = len(inputs)
         tokens += inputs
         positions += range(slot.n_cells, slot.n_cells + n_inputs)
         cells += cache.cells(slot, n_inputs)
         rows += [row] * n_inputs
-        if draw is not None:
-            outputs.append(len(tokens) - 1)
+        outputs += range(len(tokens) - len(draws), len(tokens))
     named = {"tokens": tokens, "positions": positions, "cells": cells, "rows": rows, "outputs": outputs}
     # one conversion for all: between two steps each call of numpy begins with a cold cache
     flat = np.array([*tokens, *positions, *cells, *rows, *outputs], np.int32)
@@ -100,7 +106,7 @@ class Device(Protocol):
         parts: Sequence[Part],
         meanwhile: Callable[[], None],
     ) -> list[Drawn]:
-        """Run the batch and sample a token for every part that wants one.
+        """Run the batch and draw a token for each draw of each part, in order.
 
         `meanwhile` is called once, if it can be while the batch computes.  Not cut short by cancellation: the
         device would still be writing.
@@ -123,7 +129,7 @@ class NativeDevice:
         meanwhile: Callable[[], None],
     ) -> list[Drawn]:
         """See `Device`."""
-        wanted = [(part.seq_id, part.draw) for part in parts if part.draw is not None]
+        wanted = [(part.seq_id, draw) for part in parts for draw in part.draws]
         draws = [NativeDraw(_native(d.params), d.position, d.seen, d.n_logprobs) for _, d in wanted]
         self._worker.start(executable, inputs, draws)
         try:
@@ -174,23 +180,21 @@ _native = lru_cache(maxsize=1024)(native_params)  # a request's parameters stay 
 def forward(
     executable: Executable, inputs: Mapping[str, Array], parts: Sequence[Part], tokenizer: Tokenizer
 ) -> list[Drawn]:
-    """Run the batch and sample a token for every part that wants one."""
+    """Run the batch and draw a token for each draw of each part, in order."""
     logits: F32 = executable.run(inputs)["logits"].astype(np.float32, copy=False)
-    wanted = [part for part in parts if part.draw is not None]
-    return [_draw(part, logits[row], tokenizer) for row, part in enumerate(wanted)]
+    wanted = [(part.seq_id, draw) for part in parts for draw in part.draws]
+    return [_draw(seq_id, draw, logits[row], tokenizer) for row, (seq_id, draw) in enumerate(wanted)]
 
 
-def _draw(part: Part, logits: F32, tokenizer: Tokenizer) -> Drawn:
-    draw = part.draw
-    assert draw is not None
+def _draw(seq_id: int, draw: Draw, logits: F32, tokenizer: Tokenizer) -> Drawn:
     try:
         token = sample(logits, np.array(draw.seen, np.int32), draw.params, draw.position)
     except NanLogits as exc:
-        return Drawn(part.seq_id, 0, None, str(exc))
+        return Drawn(seq_id, 0, None, str(exc))
     if draw.n_logprobs < 0:
-        return Drawn(part.seq_id, token, None)
+        return Drawn(seq_id, token, None)
     chosen, top = logprobs(logits, token, draw.n_logprobs)
-    return Drawn(part.seq_id, token, _entries(token, chosen, top, tokenizer))
+    return Drawn(seq_id, token, _entries(token, chosen, top, tokenizer))
 
 
 def _entries(token: int, chosen: float, top: Sequence[tuple[int, float]], tokenizer: Tokenizer) -> Logprob:

@@ -30,7 +30,11 @@ def sampling_params(sampling: Sampling) -> SamplingParams:
 def sequence_of(
     request: Generate, seq_id: int, offer: Offer, tokenizer: Tokenizer, n_ctx: int, n_vocab: int
 ) -> Sequence:
-    """RequestError for a prompt that is empty, unknown to the vocabulary or too long.  Takes a while."""
+    """RequestError for a prompt that is empty, unknown to the vocabulary or too long.  Takes a while.
+
+    n_ctx: of the model; the request may be content with less.
+    """
+    n_ctx = min(request.n_ctx or n_ctx, n_ctx)
     prompt = request.prompt
     tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
     _check(request, tokens, n_ctx, n_vocab)
@@ -40,7 +44,7 @@ def sequence_of(
     limit = request.n_predict if 0 <= request.n_predict <= most else most
     output = Output(tokenizer, request.stop)
     n_dropped = len(tokens) - len(kept)
-    sequence = Sequence(seq_id, request, params, kept, len(kept), n_dropped, limit, output, offer)
+    sequence = Sequence(seq_id, request, params, kept, len(kept), n_dropped, limit, n_ctx, output, offer)
     output.replay(request.resume)
     sequence.n_drawn = len(request.resume)
     for token in request.resume:

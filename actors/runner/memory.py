@@ -20,6 +20,7 @@ class Sizes:
 
     n_layer: int
     n_ctx: int
+    n_cells: int
     n_ctx_train: int
     n_batch: int
     n_parallel: int
@@ -85,6 +86,7 @@ def memory_report(
         input_weights=weights.get((next(iter(backends)), -1), nothing),
         n_layer=sizes.n_layer,
         n_ctx=sizes.n_ctx,
+        n_cells=sizes.n_cells,
         n_ctx_train=sizes.n_ctx_train,
         n_batch=sizes.n_batch,
         n_parallel=sizes.n_parallel,

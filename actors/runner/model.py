@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from actors.errors import Unsupported
 from actors.protocol import LayerPlacement, LoadOptions, MemoryReport, ModelSpec
 from actors.runner.allocation import Allocation
-from actors.runner.cache.causal import PAGE_SIZE, n_pages_for
+from actors.runner.cache.causal import PAGE_SIZE
 from actors.runner.devices import no_device
 from actors.runner.memory import Attempt, Sizes, expected_overhead_bytes, memory_report
 from actors.runner.models.decoder import CacheShape
@@ -32,6 +32,7 @@ from kernels.tensor import N_OUTPUTS, N_PAGES, N_SEQS, N_TOKENS
 
 DEFAULT_N_CTX = 4096
 DEFAULT_N_BATCH = 512
+N_DRAFT_ROWS = 16  # drafted inputs of one batch, over all sequences: each has logits of its own
 KV_TYPES: Mapping[str, DType] = {
     "": DType.F16,
     "f16": DType.F16,
@@ -59,11 +60,10 @@ class Model:
         self.spec = spec
         self.options = options
         self.hparams: Hparams = read_hparams(file)
-        self.n_ctx = min(options.n_ctx or DEFAULT_N_CTX, self.hparams.n_ctx_train)
+        self.page_size = PAGE_SIZE
+        self.n_ctx, self.n_pages = pool_of(options, self.hparams.n_ctx_train)
         self.n_batch = min(options.n_batch or DEFAULT_N_BATCH, self.n_ctx)
         self.n_parallel = min(options.n_parallel or 1, self.n_batch)
-        self.page_size = PAGE_SIZE
-        self.n_pages = n_pages_for(self.n_ctx, self.n_parallel, self.page_size)
         shape = CacheShape(self.n_pages * self.page_size, self.page_size, KV_TYPES[options.kv_type])
         program = source.program(self.hparams, shape)
         # the smaller plan first: decoding reuses memory that stays in the processor's cache
@@ -147,6 +147,7 @@ class Model:
         return Sizes(
             self.hparams.n_layer,
             self.n_ctx,
+            self.n_pages * self.page_size,
             self.hparams.n_ctx_train,
             self.n_batch,
             self.n_parallel,
@@ -243,13 +244,20 @@ class Model:
 
     def _bounds(self, n_tokens: int) -> dict[str, int]:
         pages = -(-self.n_ctx // self.page_size)
-        outputs = min(self.n_parallel, n_tokens)
         return {
             N_TOKENS.name: n_tokens,
-            N_OUTPUTS.name: outputs,
-            N_SEQS.name: outputs,
+            N_OUTPUTS.name: min(self.n_parallel + N_DRAFT_ROWS, n_tokens),
+            N_SEQS.name: min(self.n_parallel, n_tokens),
             N_PAGES.name: pages,
         }
+
+
+def pool_of(options: LoadOptions, n_ctx_train: int) -> tuple[int, int]:
+    """Positions that one sequence may use, and pages of the pool that all of them share."""
+    if options.n_cells:
+        return min(options.n_cells, n_ctx_train), -(-options.n_cells // PAGE_SIZE)
+    n_ctx = min(options.n_ctx or DEFAULT_N_CTX, n_ctx_train)
+    return n_ctx, -(-n_ctx // PAGE_SIZE) * (options.n_parallel or 1)
 
 
 def read_placement(

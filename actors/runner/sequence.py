@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
 import trio
@@ -11,6 +12,7 @@ from actors.errors import RuntimeFault
 from actors.protocol import Chunk, DoneReason, Finished, Generate
 from actors.runner.cache.causal import Slot
 from actors.runner.forward import Draw, Drawn
+from actors.runner.lookup import Lookup
 from actors.runner.output import Output
 from kernels.ops.sampling import SamplingParams
 
@@ -38,8 +40,10 @@ class Sequence:
     n_prompt: int
     n_dropped: int
     n_limit: int
+    n_ctx: int  # positions it may use: what the request asked for, as far as the model has them
     output: Output
     offer: Offer
+    lookup: Lookup = field(default_factory=Lookup)
     slot: Slot | None = None
     n_cached: int = 0
     n_predicted: int = 0
@@ -62,11 +66,16 @@ class Sequence:
         return len(self.history) - (self.slot.n_cells if self.slot else 0)
 
     @property
+    def keeps_up(self) -> bool:
+        """Whether its reader does, so that it may be computed."""
+        return len(self.unsent) < MAX_UNSENT
+
+    @property
     def can_run(self) -> bool:
         """Whether the next batch may take it: it has a slot, and its reader keeps up."""
-        return self.slot is not None and not self.is_done and len(self.unsent) < MAX_UNSENT
+        return self.slot is not None and not self.is_done and self.keeps_up
 
-    def end_before(self, n_ctx: int) -> DoneReason | None:
+    def end_before(self) -> DoneReason | None:
         """Why a resumed sequence has nothing left to draw: the runner before died on its last words."""
         if not self.request.resume:
             return None
@@ -74,16 +83,18 @@ class Sequence:
             return DoneReason.STOP_STRING
         if self.n_drawn >= self.n_limit:
             return DoneReason.LIMIT
-        return DoneReason.CONTEXT if len(self.history) > n_ctx else None
+        return DoneReason.CONTEXT if len(self.history) > self.n_ctx else None
 
-    def start(self) -> None:
-        """It has a slot from now on; waiting ends here."""
-        self.started_s = time.monotonic()
+    def start(self, n_cached: int) -> None:
+        """It has a slot, with so many inputs computed before; waiting ends here, but for later pauses."""
+        if not self.started_s:
+            self.started_s = time.monotonic()
+            self.n_cached = n_cached
 
-    def draw(self, n_ahead: int = 0) -> Draw:
-        """How the next token is to be drawn, or the one that comes n_ahead later."""
-        position = self.n_prompt + self.n_drawn + n_ahead
-        return Draw(self.params, self.history, position, self.request.n_logprobs)
+    def draw(self, n_ahead: int = 0, drafted: SequenceOf[int] = ()) -> Draw:
+        """How the next token is to be drawn, or the one that comes n_ahead later, after drafted ones."""
+        position = self.n_prompt + self.n_drawn + n_ahead + len(drafted)
+        return Draw(self.params, self.history, position, self.request.n_logprobs, drafted)
 
     def take(self, drawn: Drawn, eog_ids: frozenset[int]) -> None:
         """A token was drawn: append it, or end.  `tell` makes text of it."""

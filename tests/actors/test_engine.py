@@ -5,8 +5,6 @@ Longer than a module should be, on purpose: every test drives the one loop throu
 
 import copy
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -24,20 +22,15 @@ from actors.runner.sequence import Sequence
 from kernels.cpu.backend import CpuBackend
 from kernels.executable import Executable
 from kernels.ops.op import Array
-from kernels.reference import ReferenceBackend
+from tests.actors.engine_rig import GREEDY, PROMPT, TINY, collect, engine_of, open_model, write_model
 from tests.golden import tiny as t
 
-TINY = t.VARIANTS["qwen3"]
-GREEDY = Sampling(temperature=0)
-PROMPT = tuple(t.prompt(TINY, 40))
 POISON = 5  # a token whose embedding is not a number
 
 
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("engine") / "tiny.gguf"
-    t.write(path, TINY, t.weights(TINY))
-    return path
+    return write_model(tmp_path_factory.mktemp("engine") / "tiny.gguf")
 
 
 @pytest.fixture(scope="module")
@@ -49,27 +42,6 @@ def poisoned_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def open_model(path: Path, n_ctx: int = 64, n_parallel: int = 2, n_batch: int = 16) -> Model:
-    spec = ModelSpec("tiny", "sha256:0", str(path), 0)
-    options = LoadOptions(n_ctx=n_ctx, n_parallel=n_parallel, n_batch=n_batch)
-    model = Model.open(spec, options, (), {"cpu": ReferenceBackend("cpu")})
-    assert model.allocate()
-    return model
-
-
-@asynccontextmanager
-async def engine_of(
-    path: Path, n_ctx: int = 64, n_parallel: int = 2, n_batch: int = 16, max_queue: int = 8
-) -> AsyncIterator[Engine]:
-    model = open_model(path, n_ctx, n_parallel, n_batch)
-    engine = Engine(model, max_queue)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(engine.run)
-        yield engine
-        nursery.cancel_scope.cancel()
-    model.close()
-
-
 async def drain(sequence: Sequence) -> None:
     while await sequence.receive():
         pass
@@ -78,19 +50,6 @@ async def drain(sequence: Sequence) -> None:
 async def keep_up(engine: Engine, sequence: Sequence) -> None:
     while await sequence.receive():
         engine.resume()
-
-
-async def collect(engine: Engine, request: Generate) -> tuple[list[int], str, Finished]:
-    tokens: list[int] = []
-    text = ""
-    async with engine.open(request) as sequence:
-        while True:
-            item = await sequence.receive()
-            engine.resume()
-            if isinstance(item, Finished):
-                return tokens, text, item
-            tokens += item.tokens
-            text += item.text
 
 
 async def test_a_prompt_longer_than_a_batch_gives_the_tokens_of_one_large_batch(model_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from actors.runner.cache.causal import CausalCache, Slot, n_pages_for
+from actors.runner.cache.causal import CausalCache, Slot
 from actors.runner.forward import Draw, Part, index_arrays
 from actors.runner.gguf.reader import GGUFFile
 from actors.runner.models.decoder import CacheShape
@@ -30,7 +30,7 @@ class Bound:
     def __init__(
         self, path: Path, backend: Backend, cache_dtype: DType = DType.F32, n_batch: int = 64
     ) -> None:
-        self.cache = CausalCache(n_pages_for(N_CTX, 4, PAGE_SIZE), PAGE_SIZE)
+        self.cache = CausalCache(4 * -(-N_CTX // PAGE_SIZE), PAGE_SIZE)
         file = GGUFFile.open(path)
         hparams = read_hparams(file)
         shape = CacheShape(self.cache.n_pages * PAGE_SIZE, PAGE_SIZE, cache_dtype)
@@ -55,7 +55,7 @@ class Bound:
         """Logits [n_sequences, n_vocab] after the last input of each; with all_rows of every input."""
         for slot, tokens in inputs:
             assert self.cache.extend(slot, len(tokens))
-        parts = [Part(i, slot, tokens, WANTED) for i, (slot, tokens) in enumerate(inputs)]
+        parts = [Part(i, slot, tokens, (WANTED,)) for i, (slot, tokens) in enumerate(inputs)]
         arrays = index_arrays(parts, self.cache)
         if all_rows:
             arrays["outputs"] = np.arange(len(arrays["tokens"]), dtype=np.int32)

@@ -44,3 +44,16 @@ def test_nobody_gets_more_than_it_has(waiting: list[Waiting], n_batch: int, star
     for share in compose(waiting, n_batch, start)[0]:
         assert 0 < share.n_inputs <= pending[share.seq_id]
         assert share.is_last == (share.n_inputs == pending[share.seq_id])
+
+
+@given(waiting_lists, st.integers(1, 40), st.integers(0, 20), st.integers(1, 20))
+def test_prompts_beside_streams_keep_to_what_they_may_take(
+    waiting: list[Waiting], n_batch: int, start: int, n_prompt: int
+) -> None:
+    shares, _ = compose(waiting, n_batch, start, n_prompt)
+    pending = {w.seq_id: w.n_pending for w in waiting}
+    n_stream = sum(n == 1 for n in pending.values())
+    taken = sum(share.n_inputs for share in shares if pending[share.seq_id] > 1)
+    wanted = sum(n for n in pending.values() if n > 1)
+    left = n_batch - min(n_stream, n_batch)
+    assert taken == min(wanted, left, n_prompt if n_stream else n_batch)

@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 from hypothesis import given
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from actors.runner.cache.causal import CausalCache, Slot, n_pages_for
+from actors.runner.cache.causal import CausalCache, Slot
 
 PAGE = 4
 
@@ -61,10 +61,6 @@ def test_cells_follow_the_pages_in_order() -> None:
     assert cache.extend(slot, 6)
     first, second = slot.pages
     assert cache.cells(slot, 6) == [first * 4 + i for i in range(4)] + [second * 4, second * 4 + 1]
-
-
-def test_the_pool_lets_every_sequence_reach_the_context_length() -> None:
-    assert n_pages_for(100, 3, page_size=32) == 12
 
 
 class PagesInUse(RuleBasedStateMachine):

@@ -28,11 +28,6 @@ class Slot:
     tail: list[int] = field(default_factory=list[int])  # tokens of the page that is not full yet
 
 
-def n_pages_for(n_ctx: int, n_parallel: int, page_size: int = PAGE_SIZE) -> int:
-    """Pages that let n_parallel sequences reach n_ctx positions each."""
-    return -(-n_ctx // page_size) * n_parallel
-
-
 class CausalCache:
     """Pages, who holds them, and what they contain."""
 
@@ -55,6 +50,14 @@ class CausalCache:
         """Pages that some slot holds."""
         return self.n_pages - self.n_free
 
+    def n_pages_of(self, n_cells: int) -> int:
+        """Pages that hold so many cells of one sequence."""
+        return -(-n_cells // self.page_size)
+
+    def n_room(self, slot: Slot) -> int:
+        """Inputs by which the slot can grow now."""
+        return (len(slot.pages) + self.n_free) * self.page_size - slot.n_cells
+
     def open(self, tokens: Sequence[int]) -> Slot:
         """A slot that already holds the longest known prefix of whole pages, short of the last token.
 
@@ -75,7 +78,7 @@ class CausalCache:
 
     def extend(self, slot: Slot, n_inputs: int) -> bool:
         """Make room for n more inputs; False, with nothing changed, when there is none."""
-        n_more = -(-(slot.n_cells + n_inputs) // self.page_size) - len(slot.pages)
+        n_more = self.n_pages_of(slot.n_cells + n_inputs) - len(slot.pages)
         if n_more > self.n_free:
             return False
         for _ in range(n_more):
