@@ -5,6 +5,7 @@ import socket
 
 import trio
 from hypercorn.config import Config as HypercornConfig
+from hypercorn.events import Event, Updated
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
@@ -39,6 +40,22 @@ class _Connection:
                 self.socket.close()
                 log.info("a client took nothing for %.0f s and is cut", SEND_STALL_S)
                 raise trio.BrokenResourceError
+
+
+class _Server(TCPServer):
+    """hypercorn's, which holds a connection as idle, for IDLE_S, after its client has hung up."""
+
+    _is_read = False  # to its end
+
+    async def protocol_send(self, event: Event) -> None:
+        """hypercorn's protocol has something for the connection."""
+        if not (self._is_read and isinstance(event, Updated)):
+            await super().protocol_send(event)
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        self._is_read = True
+        await self.idle_task.stop()
 
 
 class HttpServer:
@@ -94,7 +111,7 @@ class HttpServer:
         self._open.add(connection)
         try:
             state = ConnectionState({})
-            await TCPServer(self._app, self._config, self._context, state, connection)  # pyright: ignore[reportArgumentType]  # it asks no more than _Connection has
+            await _Server(self._app, self._config, self._context, state, connection)  # pyright: ignore[reportArgumentType]  # it asks no more than _Connection has
         except Exception:  # one connection's bug is not the others' outage
             log.exception("a bug in serving a connection")
         finally:

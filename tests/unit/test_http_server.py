@@ -43,3 +43,29 @@ async def test_a_client_that_stops_reading_is_cut(monkeypatch: pytest.MonkeyPatc
             n_left = server.n_connections
             nursery.cancel_scope.cancel()
     assert n_left == 0
+
+
+async def test_a_client_that_hangs_up_while_it_is_answered_leaves_no_connection() -> None:
+    has_begun, may_end = trio.Event(), trio.Event()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1")]})
+        await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        has_begun.set()
+        await may_end.wait()
+        await send({"type": "http.response.body", "body": b""})
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            server = HttpServer(slow)
+            await nursery.start(server.serve, listener)
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                await has_begun.wait()
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            may_end.set()
+            while server.n_connections:  # noqa: ASYNC110  # nothing tells
+                await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
