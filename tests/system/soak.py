@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 
+from actors.supervisor.policy import RestartPolicy
 from tests.golden.tiny import VARIANTS, weights, write
 from tests.system.conftest import Runtime, started
 
@@ -29,6 +30,8 @@ MAX_LOADED = "2"  # fewer than there are models: something is evicted all the ti
 N_CTX = (64, 128)
 ANSWER_S = 60.0  # a ceiling for broken builds: loads and answers here take milliseconds
 KILL_EVERY_S = 1.5
+POLICY = RestartPolicy()
+SCHEDULER_EVERY_S = 1.5 * POLICY.window_s / POLICY.max_deaths  # oftener, and its supervisor gives up, rightly
 LEFT_S = 30.0
 LASTING = ("gateway", "host", "discovery")  # not killed here: what they open they must close
 FILES_SPARE = 4  # connections that are being made or kept alive at the moment of looking
@@ -143,15 +146,20 @@ class Soak:
     def _killer(self) -> None:
         """At random, but never twice without an answer between: a slow machine would only restart."""
         draw = random.Random(self._seed)
-        n_answers = 0
+        n_answers, spared_until_s = 0, 0.0
         while self._goes_on():
             time.sleep(draw.uniform(0.5, 1.5) * KILL_EVERY_S)
             if self.counts["answers"] == n_answers:
                 continue
             n_answers = self.counts["answers"]
             with suppress(Exception):  # the scheduler may be down already, or the runner gone
-                victims = [*self._runtime.runner_pids(), self._runtime.pid("scheduler")]
-                os.kill(draw.choice(victims), signal.SIGKILL)
+                victims, scheduler = self._runtime.runner_pids(), self._runtime.pid("scheduler")
+                if time.monotonic() >= spared_until_s:
+                    victims.append(scheduler)
+                victim = draw.choice(victims)
+                if victim == scheduler:
+                    spared_until_s = time.monotonic() + SCHEDULER_EVERY_S
+                os.kill(victim, signal.SIGKILL)
                 self.counts["kills"] += 1
 
     def _until_nothing_is_left(self) -> None:
