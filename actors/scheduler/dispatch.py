@@ -40,7 +40,9 @@ class Dispatcher:
         self._changes = changes
         self._turns = Turns()
         self.queue = PendingQueue(config.max_queue, defaults)
-        self._around = Surroundings(self._turns, self.queue, residents, means.ledger, means.journal, changes)
+        self._around = Surroundings(
+            self._turns, self.queue, residents, means.ledger, means.journal, changes, means.measure
+        )
         self.n_loads = 0
         self.n_failures = 0
         self.n_cancelled = 0

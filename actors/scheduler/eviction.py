@@ -50,17 +50,39 @@ def make_room(
     Busy ones only as far as all the idle ones do not suffice, pinned ones never.  None: not even all together
     hold that much.
     """
-    holders = [one for one in candidates if one.held_bytes.get(device, 0) > 0 and not one.is_pinned]
-    if _gain(holders, device) < shortage_bytes:
+    chosen = _choose(candidates, device, shortage_bytes, now_s)
+    return None if chosen is None else _split(chosen)
+
+
+def make_room_on_one(
+    candidates: Sequence[Candidate], shortages: Mapping[str, int], now_s: float
+) -> tuple[str, Victims] | None:
+    """The device whose shortage is the cheapest to mend, and the models that leave; None: there is none."""
+    found = {
+        device: chosen
+        for device, shortage_bytes in sorted(shortages.items())
+        if (chosen := _choose(candidates, device, shortage_bytes, now_s)) is not None
+    }
+    if not found:
         return None
-    choose = _cheapest if len(holders) <= EXACT_MAX else _greedy
-    return _split(choose(holders, device, shortage_bytes, now_s))
+    device = min(found, key=lambda device: _rank(found[device], now_s))
+    return device, _split(found[device])
 
 
 def make_place(candidates: Sequence[Candidate], n_places: int, now_s: float) -> Victims:
     """The `n_places` cheapest, idle before busy, whatever their size; fewer if the rest is pinned."""
     order = sorted((one for one in candidates if not one.is_pinned), key=lambda one: _rank((one,), now_s))
     return _split(order[:n_places])
+
+
+def _choose(
+    candidates: Sequence[Candidate], device: str, shortage_bytes: int, now_s: float
+) -> Sequence[Candidate] | None:
+    holders = [one for one in candidates if one.held_bytes.get(device, 0) > 0 and not one.is_pinned]
+    if _gain(holders, device) < shortage_bytes:
+        return None
+    choose = _cheapest if len(holders) <= EXACT_MAX else _greedy
+    return choose(holders, device, shortage_bytes, now_s)
 
 
 def _gain(chosen: Sequence[Candidate], device: str) -> int:

@@ -26,6 +26,7 @@ class Ledger:
         self._devices: tuple[Device, ...] = ()
         self.n_cores = 0  # that do work on this host; 0 until discovery has spoken
         self.n_promises = 0  # rises with each: whoever reads `free` before an await can tell that it is old
+        self.n_takings = 0  # rises when memory is taken or given back: a reading from before does not show it
         self.recovery = Recovery()
         self._held: dict[str, dict[str, Held]] = {}  # by runner, then by device
         self._promised: set[str] = set()  # runners that have not allocated what they hold
@@ -62,6 +63,7 @@ class Ledger:
         self._promised.discard(runner_id)
         if not is_new:
             return
+        self.n_takings += 1
         for device in before.keys() | held.keys():
             taken = _own_bytes(held, device) - _own_bytes(before, device)
             self._since[device] += taken
@@ -72,6 +74,7 @@ class Ledger:
         if runner_id in self._promised:
             self.withdraw(runner_id)
             return
+        self.n_takings += 1
         free = {device.id: device for device in self.free()}
         for device_id, part in self._held.pop(runner_id, {}).items():
             device = free.get(device_id)

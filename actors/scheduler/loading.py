@@ -58,6 +58,7 @@ class Means:
     runners: Runners
     ledger: Ledger
     journal: Journal
+    measure: Callable[[], Awaitable[None]]  # has the ledger read the devices now
     stall_s: float  # silence longer than this kills a load
     n_thread: int  # threads of a runner where the request names none; 0: one per core that discovery counts
     n_ctx: int = 0  # context where the request names none; 0: what fits
@@ -75,8 +76,11 @@ class Order(Protocol):
         """Wait for its turn on these devices; False if the figures got old meanwhile."""
         ...
 
-    async def make_room(self, step: Evict) -> None:
-        """Have others leave; afterwards it fits anew.  CapacityError if nobody can."""
+    async def make_room(self, step: Evict) -> bool:
+        """Have others leave; afterwards it fits anew.  CapacityError if nobody can.
+
+        False when the load has to be content without.
+        """
         ...
 
 
@@ -99,6 +103,7 @@ class Loading:
     _progress: LoadProgress = field(default_factory=lambda: LoadProgress(phase="starting"))
     _devices: tuple[Device, ...] = ()  # as they were before this load took anything
     _attempts: tuple[Attempt, ...] = ()  # of the latest fit round and what followed
+    _is_content: bool = False  # asks nobody any more to make room for more layers on GPUs
 
     async def load(self) -> MemoryReport:
         """Load the model; its measured report.
@@ -164,7 +169,9 @@ class Loading:
                     continue
             if isinstance(step, Refuse):
                 raise CapacityError(step.message, where="scheduler.layout", mend=step.mend)
-            await order.make_room(step)
+            if not await order.make_room(step):
+                self._is_content = True
+                self._note(f"goes on without: {step_text(step)}, and those who hold it stay busy")
 
     @property
     def _is_open(self) -> bool:
@@ -231,6 +238,7 @@ class Loading:
         `is_once`: what does not work at the first attempt is refused.
         """
         if round_ is Round.FIT:
+            await self.means.measure()
             self._attempts, self._devices = (), self.means.ledger.free()
         for _ in range(N_STEPS_MAX):
             self._advance(LoadProgress(phase="fitting" if round_ is Round.FIT else "allocating"))
@@ -243,7 +251,7 @@ class Loading:
             self._note(f"{round_.value}: {type(step).__name__.lower()}: {step_text(step)}")
             if not isinstance(step, Try):
                 return step
-            if is_once:
+            if is_once and step.placement != placement:
                 return Refuse(step.reason, mend=f"take a shorter context than {n_ctx}")
             if round_ is Round.ALLOC and not report.failure:
                 await self._close(link)  # a runner allocates only when it holds nothing
@@ -269,6 +277,7 @@ class Loading:
             policy=self._policy,
             others=others,
             other_names=tuple((name, sum(by_device.values())) for name, by_device in held if by_device),
+            is_content=self._is_content,
         )
 
     def _with_threads(self, n_ctx: int) -> LoadOptions:

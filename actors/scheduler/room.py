@@ -5,7 +5,7 @@ busy model has cost nobody anything.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -13,7 +13,7 @@ import trio
 from actors.errors import Busy, CapacityError
 from actors.protocol import Queued
 from actors.scheduler.changes import Changes
-from actors.scheduler.eviction import Candidate, Victims, make_place, make_room
+from actors.scheduler.eviction import Candidate, Victims, make_place, make_room_on_one
 from actors.scheduler.journal import Journal
 from actors.scheduler.ledger import Ledger
 from actors.scheduler.life import Resident
@@ -26,6 +26,10 @@ from actors.scheduler.turns import Turn, Turns
 
 ROOM_WAIT_S = 600.0  # a load waits for others to leave no longer than this in all; long answers take minutes
 DEVICES_WAIT_S = 30.0  # discovery probes the devices when it starts
+# Room for more layers on GPUs is not waited for longer: most answers are over by then, and a model that takes
+# minutes to say something would be faster on the CPU at once.
+PREFERRED_WAIT_S = 10.0
+MEASURE_EVERY_S = 0.2  # while memory is coming back
 
 
 async def devices_known(ledger: Ledger, changes: Changes) -> None:
@@ -59,6 +63,7 @@ class Surroundings:
     ledger: Ledger
     journal: Journal
     changes: Changes
+    measure: Callable[[], Awaitable[None]]  # has the ledger read the devices now
 
 
 class Room:
@@ -105,10 +110,11 @@ class Room:
         """Until the memory of runners that ended has come back, as readings show, or is late."""
         while awaited := self._around.ledger.recovery.pending():
             text = "; ".join(map(str, awaited))
-            until_s = min(each.until_s for each in awaited)
+            until_s = min(trio.current_time() + MEASURE_EVERY_S, *(each.until_s for each in awaited))
             await self._wait(Awaited(text, f"waiting for {text}"), until_s=until_s, is_short=True)
             for late in self._around.ledger.recovery.give_up(trio.current_time()):
                 self._around.journal.note(f"{self._name} waited in vain for {late}", self._group.model.digest)
+            await self._around.measure()
         self._turn.is_waiting = False
 
     async def may_take(self, devices: frozenset[str]) -> bool:
@@ -122,42 +128,53 @@ class Room:
         self._around.changes.notify()  # others may have waited for this load to know what it needs
         return True
 
-    async def make_room(self, step: Evict) -> None:
-        """Have others leave the device, in turn; the load then fits anew, with fresh figures."""
-        wants = frozenset({step.device})
+    async def make_room(self, step: Evict) -> bool:
+        """Have others leave one of the devices, in turn; the load then fits anew, with fresh figures.
+
+        False when that is only preferred, and those who would have to leave are busy for too long.
+        """
+        wants = frozenset(step.shortages)
+        gives_up_s = trio.current_time() + PREFERRED_WAIT_S if step.is_preferred else math.inf
         self._turn.is_settled = False
         if await self._turn_comes(wants):
             self._turn.is_waiting = False
-            return
+            return True
         self._turn.wants = wants
-        free_bytes = self._free_bytes(step.device)
-        while self._free_bytes(step.device) - free_bytes < step.shortage_bytes:
-            if leaving := self._around.residents.leaving(step.device):
+        before = {device: self._free_bytes(device) for device in wants}
+        while all(
+            self._free_bytes(each) - before[each] < lacking for each, lacking in step.shortages.items()
+        ):
+            if leaving := [one for device in wants for one in self._around.residents.leaving(device)]:
                 self._tell(f"evicting {_names_of(leaving)}")
                 for resident in leaving:
                     await resident.gone.wait()  # bounded: the host's ladder ends in SIGKILL
                 break
-            awaited = self._send_off_for_room(step)
-            if not self._around.residents.leaving(step.device):
-                await self._wait(awaited)
+            if trio.current_time() >= gives_up_s:
+                self._turn.closed, self._turn.is_waiting = frozenset(), False
+                return False
+            device, awaited = self._send_off_for_room(step)
+            if not self._around.residents.leaving(device):
+                await self._wait(awaited, until_s=gives_up_s)
         self._turn.is_waiting = False
+        return True
 
-    def _send_off_for_room(self, step: Evict) -> Awaited:
+    def _send_off_for_room(self, step: Evict) -> tuple[str, Awaited]:
         candidates, now_s = self._around.residents.candidates(self._group.model.digest), trio.current_time()
-        victims = make_room(candidates, step.device, step.shortage_bytes, now_s)
-        if victims is None:
+        found = make_room_on_one(candidates, step.shortages, now_s)
+        if found is None:
             raise self._no_room(step, candidates)
-        why = f"{self._name} lacks {size_text(step.shortage_bytes)} of {step.device}"
-        return self._send_off(victims, candidates, step.device, step.shortage_bytes, why)
+        device, victims = found
+        why = f"{self._name} lacks {size_text(step.shortages[device])} of {device}"
+        return device, self._send_off(victims, candidates, device, step.shortages[device], why)
 
     def _no_room(self, step: Evict, candidates: Sequence[Candidate]) -> CapacityError:
-        pinned = _names([one for one in candidates if one.is_pinned and one.held_bytes.get(step.device)])
+        device = min(step.shortages)
+        pinned = _names([one for one in candidates if one.is_pinned and one.held_bytes.get(device)])
         kept = f"; {pinned} stay, as somebody asked to keep them for ever" if pinned else ""
         mend = f"unload {pinned}" if pinned else "unload other models first"
         fault = CapacityError(f"{step.reason}{kept}", where="scheduler.eviction", mend=mend)
-        self._story.eviction(
-            step.device, step.shortage_bytes, candidates, (), fault.message, trio.current_time()
-        )
+        shortage_bytes = step.shortages[device]
+        self._story.eviction(device, shortage_bytes, candidates, (), fault.message, trio.current_time())
         return fault
 
     def _send_off(

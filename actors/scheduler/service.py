@@ -2,12 +2,11 @@
 
 import trio
 
-from actors.actor import not_understood, stay_connected
+from actors.actor import not_understood
 from actors.config import Config
-from actors.link import Link, Replies
+from actors.link import Replies
 from actors.protocol import (
     Acquire,
-    Devices,
     Explain,
     Explanation,
     Lease,
@@ -18,7 +17,6 @@ from actors.protocol import (
     Register,
     Request,
     RunnerExited,
-    SubscribeDevices,
     Unload,
 )
 from actors.scheduler.adoption import Adoption
@@ -32,6 +30,7 @@ from actors.scheduler.life import Life, Resident
 from actors.scheduler.loading import Means
 from actors.scheduler.plans import Plans
 from actors.scheduler.queue import Waiter
+from actors.scheduler.readings import Readings
 from actors.scheduler.reminders import Reminders
 from actors.scheduler.residents import Residents
 from actors.scheduler.runners import Runners, stall_s
@@ -45,6 +44,9 @@ class Scheduler:
         self._changes = Changes()
         self._journal = Journal()
         self._ledger = Ledger()
+        self._readings = Readings(
+            config.socket_address("discovery"), self._ledger, self._journal, self._changes
+        )
         self._runners = Runners(
             config.socket_address("host"),
             on_exit=self._runner_exited,
@@ -55,6 +57,7 @@ class Scheduler:
             self._runners,
             self._ledger,
             self._journal,
+            self._readings.measure,
             stall_s(config.load_timeout_s),
             config.n_thread,
             config.n_ctx,
@@ -82,7 +85,7 @@ class Scheduler:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Watch devices and runners, serve the queue, end what is due."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch_devices)
+            nursery.start_soon(self._readings.run)
             nursery.start_soon(self._runners.run)
             nursery.start_soon(self._residents.run)
             nursery.start_soon(Health(self._residents).run)
@@ -160,13 +163,3 @@ class Scheduler:
 
     def _host_is_back(self) -> None:
         self._residents.host_is_back()
-
-    async def _watch_devices(self) -> None:
-        async def use(link: Link) -> None:
-            async with link.request(SubscribeDevices()) as items:
-                async for item in items:
-                    if isinstance(item, Devices):
-                        self._ledger.update(item)
-                        self._changes.notify()
-
-        await stay_connected(self._config.socket_address("discovery"), "scheduler", use)

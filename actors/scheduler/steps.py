@@ -19,6 +19,7 @@ class History:
     policy: Policy
     others: Mapping[str, int]  # bytes that other models hold, by device id: what eviction could win
     other_names: tuple[tuple[str, int], ...] = ()  # (name, bytes) of those models, for advice
+    is_content: bool = False  # others were asked to make room for more layers on GPUs, in vain
 
     @property
     def latest(self) -> Attempt:
@@ -54,11 +55,11 @@ class Accept:
 
 @dataclass(frozen=True, slots=True)
 class Evict:
-    """Other models must leave `shortage_bytes` of `device` first."""
+    """Other models must leave memory of one of some devices first."""
 
-    device: str
-    shortage_bytes: int
+    shortages: Mapping[str, int]  # bytes that have to come free, by device id: any one of them suffices
     reason: str
+    is_preferred: bool = False  # the load works without, too, with fewer layers on GPUs
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,8 @@ def step_text(step: Step) -> str:
     """A decision in words, with its numbers."""
     match step:
         case Evict():
-            return f"{step.reason}; {step.device} lacks {size_text(step.shortage_bytes)}"
+            lacking = (f"{device} lacks {size_text(n_bytes)}" for device, n_bytes in step.shortages.items())
+            return f"{step.reason}; {' or '.join(lacking)}"
         case Refuse():
             return f"{step.message}; {step.mend}"
         case Accept() | Try():

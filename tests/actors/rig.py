@@ -29,6 +29,7 @@ from actors.protocol import (
     LoadedModel,
     LoadOptions,
     LoadProgress,
+    MeasureDevices,
     ModelSpec,
     Request,
     Stats,
@@ -60,8 +61,12 @@ class FakeDiscovery:
 
     def set_free(self, free_bytes: int, device: str = "cpu") -> None:
         """Tell all subscribers."""
-        self._devices[device] = msgspec.structs.replace(self._devices[device], free_bytes=free_bytes)
+        self.set_free_in_silence(free_bytes, device)
         self._tell()
+
+    def set_free_in_silence(self, free_bytes: int, device: str) -> None:
+        """For whoever asks."""
+        self._devices[device] = msgspec.structs.replace(self._devices[device], free_bytes=free_bytes)
 
     def _tell(self) -> None:
         self._changed.set()
@@ -72,11 +77,13 @@ class FakeDiscovery:
         await trio.sleep_forever()
 
     async def handle(self, request: Request, replies: Replies) -> None:
-        assert isinstance(request, SubscribeDevices)
+        assert isinstance(request, SubscribeDevices | MeasureDevices)
         while True:
             changed = self._changed
             cpu = CpuInfo(model="fake", n_cores=1, n_threads=1, instruction_sets=())
             await replies.send(Devices(cpu, tuple(self._devices.values())))
+            if isinstance(request, MeasureDevices):
+                return
             await changed.wait()
 
     def gauges(self) -> dict[str, float]:

@@ -156,7 +156,7 @@ async def test_a_long_context_that_cannot_be_allocated_makes_way_for_a_shorter_o
         pass
     model = runtime.model("a", Script(n_ctx_train=65536, n_alloc_failures=2))
     async with runtime.leased(model) as lease:
-        assert lease.n_ctx == 4096 + (65536 - 4096) // 4
+        assert lease.n_ctx == 4096 + (65536 - 4096) // 2
         await runtime.until_loaded("a", "other")
 
 

@@ -134,6 +134,45 @@ async def test_an_idle_victim_stays_while_a_busy_one_is_awaited(runtime: Rig) ->
     assert (await runtime.decision(c)).outcome == "cancelled"
 
 
+@pytest.mark.parametrize("last_used", ["a", "b"])
+async def test_of_two_devices_the_one_whose_model_costs_less_is_cleared(runtime: Rig, last_used: str) -> None:
+    gpus = {"a": "gpu:0", "b": "gpu:1"}
+    models = {name: sized(runtime, name, 900) for name in "abc"}
+    for name, gpu in gpus.items():
+        await _use(runtime, models[name])
+        runtime.discovery.set_free((GPU_MIB + RESERVE_MIB - 900) * MIB, gpu)
+    await _use(runtime, models[last_used])
+    (left,) = gpus.keys() - {last_used}
+    async with runtime.acquiring(models["c"]) as waiting:
+        await runtime.until_waiting(models["c"], f"900 MiB of {left} on {gpus[left]} to come back (0 B did)")
+        runtime.discovery.set_free((GPU_MIB + RESERVE_MIB) * MIB, gpus[left])
+        await waiting.lease()
+    await runtime.until_loaded(last_used, "c")
+
+
+async def test_more_layers_on_a_gpu_are_not_waited_for_for_long(
+    runtime: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "PREFERRED_WAIT_S", 0.2)
+    a, b = sized(runtime, "a", 990), sized(runtime, "b", 90)
+    runtime.discovery.set_free(0, "gpu:1")
+    async with runtime.leased(a):
+        runtime.discovery.set_free((GPU_MIB + RESERVE_MIB - 990) * MIB, "gpu:0")
+        async with runtime.leased(b):  # while a is in use
+            assert _gpus((await runtime.loaded())["b"].report) == []
+        await runtime.until_loaded("a", "b")
+    assert "goes on without" in await runtime.why()
+
+
+async def test_a_load_goes_by_figures_of_the_moment(runtime: Rig) -> None:
+    a = sized(runtime, "a", 900)
+    runtime.discovery.set_free_in_silence(0, "gpu:0")
+    runtime.discovery.set_free_in_silence(0, "gpu:1")
+    runtime.discovery.set_free(2000 * MIB)
+    async with runtime.leased(a):
+        assert _gpus((await runtime.loaded())["a"].report) == []
+
+
 async def test_a_wait_for_room_is_bounded_and_says_what_for(
     runtime: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

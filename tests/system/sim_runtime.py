@@ -20,9 +20,11 @@ import httpx
 from actors.protocol import (
     Device,
     Devices,
+    EvictionRound,
     Explain,
     Explanation,
     ListLoaded,
+    LoadDecision,
     Loaded,
     LoadedModel,
     LoadOptions,
@@ -107,10 +109,18 @@ class SimRuntime:
 
     def load_times(self) -> list[tuple[float, float]]:
         """When the latest load of each model began and ended, in seconds since 1970."""
+        return [(load.began_at, load.began_at + load.took_s) for load in self._decisions()]
+
+    def evictions(self, model: str) -> tuple[EvictionRound, ...]:
+        """What the latest load of a model looked at to make room."""
+        (load,) = (each for each in self._decisions() if each.model.name.partition(":")[0] == model)
+        return load.evictions
+
+    def _decisions(self) -> tuple[LoadDecision, ...]:
         found: Explanation = self.runtime.ask_actor(
             "scheduler", lambda link: link.ask(Explain(), Explanation)
         )
-        return [(load.began_at, load.began_at + load.took_s) for load in found.loads]
+        return found.loads
 
     def waits_for(self, model: str) -> str:
         """What somebody waits for who wants the model, in words; "" where nobody does."""

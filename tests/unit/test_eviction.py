@@ -5,7 +5,15 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.scheduler.eviction import EXACT_MAX, Candidate, Victims, cost, make_place, make_room
+from actors.scheduler.eviction import (
+    EXACT_MAX,
+    Candidate,
+    Victims,
+    cost,
+    make_place,
+    make_room,
+    make_room_on_one,
+)
 
 NOW_S = 10.0
 
@@ -178,3 +186,22 @@ def test_places_come_from_the_cheapest_idle_first(models: list[Candidate], n_pla
     assert len(victims.drain) == min(n_places, len(open_ones)) - len(victims.stop)
     spared = [one for one in open_ones if one.is_idle and one not in victims.stop]
     assert all(cost(left, NOW_S) <= cost(stays, NOW_S) for left in victims.stop for stays in spared)
+
+
+def test_of_several_devices_the_one_whose_models_cost_least_is_cleared() -> None:
+    dear = Candidate("dear", "dear", 1, True, {"g0": 10}, reload_s=9.0)
+    cheap = candidate("cheap", 1, 10, device="g1")
+    shortages = {"g0": 5, "g1": 5}
+    for models in ([dear, cheap], [cheap, dear]):
+        found = make_room_on_one(models, shortages, NOW_S)
+        assert found is not None
+        assert (found[0], names(found[1])) == ("g1", (["cheap"], []))
+
+
+def test_a_device_that_cannot_be_cleared_is_not_chosen() -> None:
+    pinned = Candidate("pinned", "pinned", 1, True, {"g0": 10}, is_pinned=True)
+    dear = Candidate("dear", "dear", 1, True, {"g1": 10}, reload_s=9.0)
+    found = make_room_on_one([pinned, dear], {"g0": 5, "g1": 5}, NOW_S)
+    assert found is not None
+    assert found[0] == "g1"
+    assert make_room_on_one([pinned], {"g0": 5, "g1": 5}, NOW_S) is None

@@ -82,7 +82,8 @@ def test_swap_counts_when_nobody_else_could_make_room() -> None:
 def test_other_models_leave_before_swap_is_used() -> None:
     step = judge(runner(), [device("cpu", 400 * MIB, swap=GIB)], others={"cpu": GIB})
     assert isinstance(step, Evict)
-    assert (step.device, step.shortage_bytes) == ("cpu", 100 * MIB)
+    assert step.shortages == {"cpu": 100 * MIB}
+    assert not step.is_preferred
 
 
 def test_a_refusal_names_the_context_that_would_fit() -> None:
@@ -124,7 +125,43 @@ def test_other_models_on_a_gpu_make_way_for_a_full_offload() -> None:
     devices = [CPU, roomy("g", 200)]
     step = judge(runner(), devices, (), partly(devices), others={"g": 400 * MIB})
     assert isinstance(step, Evict)
-    assert (step.device, step.shortage_bytes) == ("g", 300 * MIB)
+    assert step.shortages == {"g": 300 * MIB}
+
+
+def test_each_gpu_that_would_do_without_other_models_is_named() -> None:
+    devices = [CPU, roomy("g0", 100), roomy("g1", 100), roomy("g2", 100)]
+    held = {"g0": 400 * MIB, "g1": 400 * MIB, "g2": 100 * MIB}
+    step = judge(runner(), devices, (), partly(devices), others=held)
+    assert isinstance(step, Evict)
+    assert set(step.shortages) == {"g0", "g1"}
+
+
+def test_where_no_gpu_alone_would_do_the_one_with_most_of_others_comes_first() -> None:
+    devices = [CPU, roomy("g0", 100), roomy("g1", 100)]
+    held = {"g0": 200 * MIB, "g1": 150 * MIB}
+    step = judge(runner(), devices, (), partly(devices), others=held)
+    assert isinstance(step, Evict)
+    assert set(step.shortages) == {"g0"}
+
+
+def test_room_for_more_layers_on_gpus_is_preferred_where_the_host_could_hold_them() -> None:
+    devices = [CPU, roomy("g", 200)]
+    step = judge(runner(), devices, (), partly(devices), others={"g": 400 * MIB})
+    assert isinstance(step, Evict)
+    assert step.is_preferred
+    small = [device("cpu", 50 * MIB), roomy("g", 200)]
+    step = judge(runner(), small, (), partly(small), others={"g": 400 * MIB})
+    assert isinstance(step, Evict)
+    assert not step.is_preferred
+
+
+def test_who_is_content_takes_what_there_is() -> None:
+    devices = (CPU, roomy("g", 200))
+    attempts = tuple(attempt(runner(), Round.FIT, each, devices) for each in ((), partly(devices)))
+    history = History("m", attempts, devices, Policy(), {"g": 400 * MIB}, is_content=True)
+    step = next_step(history)
+    assert isinstance(step, Accept)
+    assert n_offloaded(step.placement) == 2
 
 
 def test_a_full_fit_needs_eviction_when_n_gpu_is_set_too() -> None:
