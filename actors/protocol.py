@@ -260,8 +260,8 @@ class ModelSpec(Msg, frozen=True):
 class LoadOptions(Msg, frozen=True):
     """What decides how a model is loaded; a difference means a reload."""
 
-    n_ctx: Count = 0  # positions that one sequence may use, at least; 0: the default
-    n_cells: Count = 0  # of the pool that all sequences share; 0: n_ctx for each of n_parallel
+    n_ctx: Count = 0  # positions that one sequence may use; 0: the default
+    n_cells: Count = 0  # of the pool that all sequences share; 0: what n_ctx and n_parallel make of it
     n_batch: Count = 0  # inputs in one forward pass; 0: the default
     n_gpu: int = -1  # layers on GPUs; -1: as many as fit
     n_thread: Count = 0  # 0: one per performance core
@@ -349,7 +349,7 @@ class MemoryReport(Msg, frozen=True):
     devices: tuple[DeviceMemory, ...]
     input_weights: MemoryItem  # embedding and whatever else stays on the input side
     n_layer: int
-    n_ctx: int  # what one sequence may use: the pool, but no more than the model was trained for
+    n_ctx: int  # after clamping to what the model was trained for
     n_ctx_train: int
     n_batch: int
     n_parallel: int
@@ -390,7 +390,7 @@ class Lease(Msg, frozen=True):
 
     runner_id: str
     address: str
-    n_ctx: int
+    n_ctx: int  # positions for a sequence of this caller: what it asked for, as far as the model has them
     load_s: float  # what this caller waited for the load; 0 when it was loaded already
 
 

@@ -68,6 +68,7 @@ class _Run:
     """What is known of a job so far, whichever runner it is at."""
 
     prompt: Prompt | None = None
+    n_ctx: int = 0  # of the first runner, so that the text does not change with the second
     delivered: list[int] = field(default_factory=list[int])
     is_started: bool = False  # a runner has taken it
 
@@ -118,6 +119,7 @@ class Completions:
     async def _generate(self, link: Link, job: Job, n_ctx: int, run: _Run, on_chunk: OnChunk) -> Finished:
         run.is_started = True
         if run.prompt is None:
+            run.n_ctx = n_ctx
             run.prompt = await job.make_prompt(_tokenizer(link), n_ctx)
         request = Generate(
             prompt=run.prompt,
@@ -127,6 +129,7 @@ class Completions:
             n_keep=job.options.n_keep,
             truncate=job.truncate,
             shift=job.shift,
+            n_ctx=run.n_ctx,
             n_logprobs=job.n_logprobs,
             resume=tuple(run.delivered),
         )

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 
 from actors.errors import Unsupported
+from actors.pool import pool_cells
 from actors.protocol import LayerPlacement, LoadOptions, MemoryReport, ModelSpec
 from actors.runner.allocation import Allocation
 from actors.runner.cache.causal import PAGE_SIZE
@@ -254,10 +255,12 @@ class Model:
 
 def pool_of(options: LoadOptions, n_ctx_train: int) -> tuple[int, int]:
     """Positions that one sequence may use, and pages of the pool that all of them share."""
-    if options.n_cells:
-        return min(options.n_cells, n_ctx_train), -(-options.n_cells // PAGE_SIZE)
     n_ctx = min(options.n_ctx or DEFAULT_N_CTX, n_ctx_train)
-    return n_ctx, -(-n_ctx // PAGE_SIZE) * (options.n_parallel or 1)
+    n_parallel = options.n_parallel or 1
+    if options.n_cells:
+        return min(n_ctx, options.n_cells), -(-options.n_cells // PAGE_SIZE)
+    whole = -(-n_ctx // PAGE_SIZE) * PAGE_SIZE  # a sequence ends within a page of its own
+    return n_ctx, pool_cells(whole, n_parallel) // PAGE_SIZE
 
 
 def read_placement(

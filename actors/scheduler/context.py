@@ -4,14 +4,15 @@ Full speed: every layer that may be on a GPU is on one, beside the cache of all 
 context makes that possible, it is taken.  If even the shortest does not, a longer one would only push more
 layers off, so the shortest is taken.  Without GPUs speed does not depend on it, and memory is the measure.
 
-Cache, and a little of the compute buffer, grow in proportion to n_ctx x n_parallel cells, so two reports
-tell what lies between them.  A cache that stops growing (a sliding window) lies above that line: the runner
-sizes what we find, and its report then is the upper of the two.
+Cache grows in proportion to the cells of the pool, and a little of the compute buffer to n_ctx, so two
+reports tell what lies between them.  A cache that stops growing (a sliding window) lies above that line: the
+runner sizes what we find, and its report then is the upper of the two.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
+from actors.pool import pool_cells
 from actors.protocol import ContextChoice, Device, MemoryReport
 from actors.scheduler.layout import (
     Costs,
@@ -89,21 +90,23 @@ def _n_wanted(costs: Costs, devices: Sequence[Device], policy: Policy) -> int:
 def costs_at(low: MemoryReport, high: MemoryReport, n_ctx: int) -> Costs:
     """The costs at a context between two that were sized, for the same placement."""
     one, other = costs_of(low), costs_of(high)
-    span = max(1, high.n_ctx - low.n_ctx)
-
-    def between(a: int, b: int) -> int:
-        return a - (a - b) * (n_ctx - low.n_ctx) // span  # rounded up where it grows
-
-    def by_device(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
-        return {device: between(a.get(device, 0), b.get(device, 0)) for device in {*a, *b}}
-
+    by_n_ctx = (n_ctx - low.n_ctx, high.n_ctx - low.n_ctx)
+    first, middle, last = (pool_cells(n, low.n_parallel) for n in (low.n_ctx, n_ctx, high.n_ctx))
+    # where the pool stays as it is, only what is no part of it can grow
+    by_cells = (middle - first, last - first) if first < last else by_n_ctx
+    devices = {*one.graph, *other.graph, *one.overhead, *other.overhead}
     return Costs(
-        layers=tuple(map(between, one.layers, other.layers)),
+        layers=tuple(_between(a, b, by_cells) for a, b in zip(one.layers, other.layers, strict=True)),
         weights=one.weights,
         input_bytes=one.input_bytes,
-        graph=by_device(one.graph, other.graph),
-        overhead=by_device(one.overhead, other.overhead),
+        graph={d: _between(one.graph.get(d, 0), other.graph.get(d, 0), by_n_ctx) for d in devices},
+        overhead={d: _between(one.overhead.get(d, 0), other.overhead.get(d, 0), by_n_ctx) for d in devices},
     )
+
+
+def _between(low: int, high: int, way: tuple[int, int]) -> int:
+    """On a line, rounded up where it grows.  way: how far, of how much."""
+    return low - (low - high) * way[0] // max(1, way[1])
 
 
 def shown_n_ctx(n_ctx_train: int, n_ctx: int) -> tuple[int, ...]:

@@ -12,11 +12,12 @@ def serves(
     A field that the request leaves open is content with anything; one that the load left open has the
     default.  What was cut to what the model or the machine has compares as it was cut: `report` says what
     became of the options, and is None while that is not known.
-    The context left open is content with one as long as the default at least: in a shorter one, which
-    somebody else asked for, prompts would be cut that nobody meant to be cut.
+    A context is a limit of the request, so one as long at least serves it; and the one left open is content
+    with the default: in a shorter one, which somebody else asked for, prompts would be cut that nobody meant
+    to be cut.
     """
     return (
-        (wanted.n_ctx == options.n_ctx or _has_context(options, report, wanted.n_ctx, defaults.n_ctx))
+        _has_context(options, report, wanted.n_ctx, defaults.n_ctx)
         and _has_layers(options, report, wanted.n_gpu)
         and _has_batch(options, report, wanted, defaults)
         and wanted.n_thread in (0, options.n_thread or defaults.n_thread)
@@ -28,13 +29,12 @@ def serves(
 def _has_context(
     options: LoadOptions, report: MemoryReport | None, wanted_n_ctx: int, default_n_ctx: int
 ) -> bool:
-    default_n_ctx = default_n_ctx or N_CTX_SHORT
+    n_ctx = wanted_n_ctx or default_n_ctx or N_CTX_SHORT
     if report is None:
-        return wanted_n_ctx == 0 and options.n_ctx >= default_n_ctx
-    n_ctx = wanted_n_ctx or default_n_ctx
+        return wanted_n_ctx == options.n_ctx or options.n_ctx >= n_ctx
     if report.n_ctx_train:
         n_ctx = min(n_ctx, report.n_ctx_train)
-    return report.n_ctx >= n_ctx if wanted_n_ctx == 0 else report.n_ctx == n_ctx
+    return report.n_ctx >= n_ctx
 
 
 def _has_layers(options: LoadOptions, report: MemoryReport | None, wanted_n_gpu: int) -> bool:

@@ -145,7 +145,7 @@ class Scheduler:
             lease = Lease(
                 runner_id=news.runner_id,
                 address=news.address,
-                n_ctx=news.report.n_ctx if news.report else 0,
+                n_ctx=_limit(request.options.n_ctx, news.report.n_ctx if news.report else 0),
                 load_s=0.0 if was_loaded else trio.current_time() - began_s,
             )
             await replies.send(lease)
@@ -163,3 +163,8 @@ class Scheduler:
 
     def _host_is_back(self) -> None:
         self._residents.host_is_back()
+
+
+def _limit(wanted_n_ctx: int, n_ctx: int) -> int:
+    """Positions for a sequence of a request: what it wants, as far as the model has them."""
+    return min(wanted_n_ctx or n_ctx, n_ctx)

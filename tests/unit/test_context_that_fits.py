@@ -7,6 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from actors.pool import pool_cells
 from actors.protocol import Device, DeviceMemory, MemoryItem, MemoryReport
 from actors.scheduler.context import (
     HOST_SHARE,
@@ -43,9 +44,12 @@ class Model:
         """All layers on one device."""
         n_ctx = min(n_ctx, N_CTX_TRAIN)
         cells = [
-            min(n_ctx, self.window) if self.window and index % 2 else n_ctx for index in range(self.n_layer)
+            min(n_ctx, self.window) * self.n_parallel
+            if self.window and index % 2
+            else pool_cells(n_ctx, self.n_parallel)
+            for index in range(self.n_layer)
         ]
-        cache = (*(MemoryItem(n * self.cell * self.n_parallel) for n in cells), NONE)
+        cache = (*(MemoryItem(n * self.cell) for n in cells), NONE)
         graph = MemoryItem(self.graph + self.graph_per_ctx * n_ctx)
         memory = DeviceMemory(on, on, (MemoryItem(self.weight),) * (self.n_layer + 1), cache, graph, NONE)
         return MemoryReport(
@@ -72,13 +76,19 @@ def test_a_gpu_with_room_for_all_of_it_gives_the_trained_context() -> None:
 
 
 def test_a_gpu_with_less_gives_the_longest_that_keeps_every_layer_on_it() -> None:
-    # 16 layers x 2 KiB x 4 sequences: 128 KiB a position, so 1000 MiB are 8000 positions, 7936 in steps
-    assert longest(Model(), [CPU, roomy("g", WEIGHTS + 100 + 1000)], "g") == 7936
+    # 16 layers x 2 KiB: 32 KiB a cell, so 1000 MiB are 32,000 cells, all of which one sequence may use
+    assert longest(Model(), [CPU, roomy("g", WEIGHTS + 100 + 1000)], "g") == 32_000
 
 
-def test_fewer_sequences_leave_each_a_longer_context() -> None:
+def test_sequences_share_the_cells_so_that_their_number_takes_nothing_of_the_context() -> None:
     devices = [CPU, roomy("g", WEIGHTS + 100 + 1000)]
-    assert longest(Model(n_parallel=1), devices, "g") == 4 * 8000
+    assert longest(Model(n_parallel=1), devices, "g") == 32_000
+    assert longest(Model(n_parallel=7), devices, "g") == 32_000
+
+
+def test_room_for_4096_positions_of_each_sequence_comes_first() -> None:
+    devices = [CPU, roomy("g", WEIGHTS + 100 + 1000)]  # 32,000 cells are not 8 x 4096
+    assert longest(Model(n_parallel=8), devices, "g") == 4096
 
 
 def test_a_model_that_the_gpu_does_not_hold_gets_the_short_context() -> None:
@@ -86,22 +96,22 @@ def test_a_model_that_the_gpu_does_not_hold_gets_the_short_context() -> None:
 
 
 def test_the_compute_buffer_that_grows_with_the_context_counts() -> None:
-    # 64 KiB of graph beside 128 KiB of cache for each position
+    # 512 MiB of cache for 4 x 4096 cells, and 64 KiB of graph for each position
     devices = [CPU, roomy("g", WEIGHTS + 100 + 1000)]
-    assert longest(Model(graph_per_ctx=64 * KIB), devices, "g") == 1000 * 1024 // 192 // 256 * 256
+    assert longest(Model(graph_per_ctx=64 * KIB), devices, "g") == 488 * 1024 // 64 // 256 * 256
 
 
 def test_without_gpus_the_cache_takes_a_quarter_of_what_the_weights_leave() -> None:
     free = (WEIGHTS + 100 + 4000) * MIB
-    assert longest(Model(), [device("cpu", free)], "cpu") == 7936
+    assert longest(Model(), [device("cpu", free)], "cpu") == 32_000
     assert HOST_SHARE * 4000 == 1000
 
 
 def test_layers_the_user_keeps_on_the_cpu_do_not_hold_the_context_down() -> None:
     devices = [CPU, roomy("g", 4 * 60 + 100 + 1000)]
     assert longest(Model(), devices, "cpu", Policy(n_gpu=0)) == N_CTX_TRAIN
-    # 4 layers: 32 KiB a position
-    assert longest(Model(), devices, "g", Policy(n_gpu=4)) == 32_000
+    # 4 layers: 8 KiB a cell
+    assert longest(Model(), devices, "g", Policy(n_gpu=4)) == 128_000
 
 
 def test_two_gpus_hold_what_one_does_not() -> None:
@@ -172,7 +182,7 @@ def test_what_lies_between_two_reports_is_what_the_runner_would_report(model: Mo
     assert between == costs_of(model.report(n_ctx))
 
 
-@given(window=st.integers(1, 64).map(lambda n: n * 256), room=st.integers(1100, 20_000))
+@given(window=st.integers(1, 16).map(lambda n: n * 256), room=st.integers(1100, 20_000))
 def test_a_window_is_found_in_a_few_reports(window: int, room: int) -> None:
     """As `Loading` does it: what was found is sized, and is the upper report of the next search."""
     model, devices = Model(window=window), [CPU, roomy("g", room)]

@@ -133,6 +133,7 @@ def test_each_user_gets_an_error_object_of_its_own() -> None:
         (LoadOptions(n_ctx=1024), LoadOptions(), False),  # shorter than the default
         (LoadOptions(n_ctx=8192), LoadOptions(), True),
         (LoadOptions(n_ctx=1024), LoadOptions(n_ctx=2048), False),
+        (LoadOptions(n_ctx=2048), LoadOptions(n_ctx=1024), True),  # a limit of the request
         (LoadOptions(), LoadOptions(n_ctx=4096), True),  # the report says 4096
         (LoadOptions(n_batch=512), LoadOptions(), True),
         (LoadOptions(n_batch=256), LoadOptions(), True),
