@@ -122,9 +122,9 @@ def loaded_text(model: LoadedModel, *, is_summed: bool) -> str:
 
 def _head(name: str, report: MemoryReport) -> str:
     return (
-        f"{clean(name)}: {report.n_layer} layers, batch {report.n_batch}\n"
-        f"{report.n_parallel} x {report.n_ctx} positions (trained for {report.n_ctx_train}), "
-        f"{report.kv_type} cache"
+        f"{clean(name)}: {report.n_layer} layers, batch {report.n_batch}, {report.kv_type} cache\n"
+        f"context {report.n_ctx} (trained for {report.n_ctx_train}); "
+        f"{report.n_parallel} sequences share {report.n_cells} cells"
     )
 
 

@@ -185,7 +185,7 @@ REPORT = MemoryReport(
         ),
     ),
     input_weights=item(2 << 20), n_layer=2, n_ctx=4096, n_ctx_train=8192, n_batch=512, n_parallel=4,
-    kv_type="q8_0",
+    n_cells=16384, kv_type="q8_0",
 )  # fmt: skip
 SPEC = ModelSpec("m:latest", "sha256:0", "/m.gguf", 1)
 
@@ -193,8 +193,8 @@ SPEC = ModelSpec("m:latest", "sha256:0", "/m.gguf", 1)
 def test_layers_show_planned_beside_measured_and_the_sums() -> None:
     text = loaded_text(LoadedModel(SPEC, LoadOptions(), "1", 1, REPORT, None, 0), is_summed=False)
     assert (
-        "m:latest: 2 layers, batch 512\n4 x 4096 positions (trained for 8192), q8_0 cache\n\ncpu (A CPU)\n\n"
-        in text
+        "m:latest: 2 layers, batch 512, q8_0 cache\n"
+        "context 4096 (trained for 8192); 4 sequences share 16384 cells\n\ncpu (A CPU)\n\n" in text
     )
     rows = [line.split() for line in text.splitlines()]
     assert ["0", "1.0", "MiB", "1.0", "MiB", "512.0", "KiB", "512.0", "KiB"] in rows
