@@ -26,6 +26,7 @@ from tests.system.sim_runtime import (
     simulated,
 )
 
+ACTORS = ("scheduler", "scheduler", "discovery", "host")  # by how much of a life they decide
 MODELS = ("m", "n", "o")
 AWAITED_MAX = 4  # requests that are under way when the next step is taken
 HANG_UP_S = (0.05, 0.6)  # after so long a client leaves: before, in or after its load
@@ -50,7 +51,7 @@ class Campaign:
             self._hang_up,
             self._unload,
             self._kill_runner,
-            self._kill_scheduler,
+            self._kill_actor,
             self._disturb,
         )
         for _ in range(n_steps):
@@ -104,9 +105,10 @@ class Campaign:
             with suppress(ProcessLookupError):
                 os.kill(self._draw.choice(sorted(pids)), signal.SIGKILL)
 
-    def _kill_scheduler(self) -> None:
+    def _kill_actor(self) -> None:
+        """Of those that a model's life depends on; the host takes its runners along."""
         with suppress(Exception):  # it is down already
-            os.kill(self._sim.runtime.pid("scheduler"), signal.SIGKILL)
+            os.kill(self._sim.runtime.pid(self._draw.choice(ACTORS)), signal.SIGKILL)
 
     def _disturb(self) -> None:
         """Another program, an allocation that fails, or both are over."""
