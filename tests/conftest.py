@@ -10,7 +10,11 @@ from typing import Any, Final
 
 import pytest
 import trio
+from hypothesis import settings
 from trio.abc import Clock, Instrument
+
+settings.register_profile("steady", deadline=None)  # how long an example takes is the machine's affair
+settings.load_profile("steady")
 
 MAX_STEP_S: Final = 0.25
 WATCHED: Final = ("tests/unit/", "tests/actors/")
