@@ -97,7 +97,7 @@ class FeedForward(Module):
 
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
         """Feed-forward of normalised x, added to the residual stream."""
-        return self.down(self.builder.swiglu(self.gate(x), self.up(x)), residual)
+        return self.down(self.builder.gate(self.gate(x), self.up(x), "silu"), residual)
 
 
 class Norms(Module):
