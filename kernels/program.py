@@ -16,12 +16,13 @@ from dataclasses import dataclass
 
 from kernels.dtype import DType
 from kernels.ops.attention import Attention, StoreKV
-from kernels.ops.gate import SwiGLU
+from kernels.ops.gate import Activation, Gate
 from kernels.ops.matmul import Matmul
 from kernels.ops.norm import RmsNorm
 from kernels.ops.op import Op
 from kernels.ops.rope import Rope, Rotation
 from kernels.ops.rows import Rows
+from kernels.ops.softcap import SoftCap
 from kernels.tensor import Dim, Role, Shape, Tensor
 
 INPUT_LAYER = -1
@@ -91,22 +92,23 @@ class ProgramBuilder:
         _expect(name not in self._outputs, f"output {name} declared twice")
         self._outputs[name] = tensor
 
-    def rows(self, table: Tensor, ids: Tensor) -> Tensor:
+    def rows(self, table: Tensor, ids: Tensor, scale: float = 1.0) -> Tensor:
         """See `ops.rows.Rows`."""
         _expect(len(table.shape) == 2 and ids.dtype is DType.I32, f"rows of {table} by {ids}")
         out = self._value("rows", (ids.shape[0], table.shape[1]))
-        self._ops.append(Rows(self._layer, table, ids, out))
+        self._ops.append(Rows(self._layer, table, ids, out, scale))
         return out
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
         """See `ops.norm.RmsNorm`."""
         width, chunk = _width(x), _width(weight)
         _expect(
             weight.dtype is DType.F32 and len(weight.shape) == 1, f"rms_norm weight {weight} is not F32[k]"
         )
         _expect(width % chunk == 0 and eps > 0, f"rms_norm of {x} in chunks of {chunk}, eps {eps}")
+        _expect_residual(residual, x.shape, weight)
         out = self._value("norm", x.shape)
-        self._ops.append(RmsNorm(self._layer, x, weight, out, eps))
+        self._ops.append(RmsNorm(self._layer, x, weight, out, eps, residual))
         return out
 
     def matmul(
@@ -117,8 +119,7 @@ class ProgramBuilder:
         shape = (x.shape[0], weight.shape[0])
         if bias is not None:
             _expect(bias.shape == (shape[1],) and bias.dtype is DType.F32, f"bias {bias} of {weight}")
-        if residual is not None:
-            _expect(residual.shape == shape, f"residual {residual} of {weight}")
+        _expect_residual(residual, shape, weight)
         out = self._value("matmul", shape)
         self._ops.append(Matmul(self._layer, x, weight, out, bias, residual))
         return out
@@ -191,11 +192,18 @@ class ProgramBuilder:
         self._ops.append(op)
         return out
 
-    def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
-        """See `ops.gate.SwiGLU`."""
-        _expect(gate.shape == up.shape, f"swiglu of {gate} and {up}")
-        out = self._value("swiglu", gate.shape)
-        self._ops.append(SwiGLU(self._layer, gate, up, out))
+    def gate(self, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+        """See `ops.gate.Gate`."""
+        _expect(gate.shape == up.shape, f"gate of {gate} and {up}")
+        out = self._value("gate", gate.shape)
+        self._ops.append(Gate(self._layer, gate, up, out, activation))
+        return out
+
+    def softcap(self, x: Tensor, cap: float) -> Tensor:
+        """See `ops.softcap.SoftCap`."""
+        _expect(cap > 0, f"softcap of {x} at {cap}")
+        out = self._value("softcap", x.shape)
+        self._ops.append(SoftCap(self._layer, x, out, cap))
         return out
 
     def build(self) -> Program:
@@ -220,6 +228,11 @@ def _width(tensor: Tensor) -> int:
     _expect(isinstance(last, int), f"{tensor} has rows of unknown length")
     assert isinstance(last, int)
     return last
+
+
+def _expect_residual(residual: Tensor | None, shape: Shape, weight: Tensor) -> None:
+    """What is added has the shape of the result."""
+    _expect(residual is None or residual.shape == shape, f"residual {residual} of {weight}")
 
 
 def _expect_cache(k_state: Tensor, v_state: Tensor, head_dim: int, page_size: int) -> None:

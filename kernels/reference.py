@@ -11,17 +11,18 @@ from kernels.executable import view
 from kernels.host import HostBackend, HostBuffer
 from kernels.memory import OutOfMemory, host_array
 from kernels.ops.attention import Attention, StoreKV, attention_ref, store_kv_ref
-from kernels.ops.gate import SwiGLU, swiglu_ref
+from kernels.ops.gate import Gate, gate_ref
 from kernels.ops.matmul import Matmul, matmul_ref
 from kernels.ops.norm import RmsNorm, rms_norm_ref
 from kernels.ops.op import F32, Array, Op
 from kernels.ops.quant import dequantize
 from kernels.ops.rope import Rope, rope_ref
 from kernels.ops.rows import Rows, rows_ref
+from kernels.ops.softcap import SoftCap, softcap_ref
 from kernels.tensor import Bounds, Role, Tensor, shape_of
 
 ALIGNMENT = 64
-KNOWN_OPS = (Rows, RmsNorm, Matmul, Rope, StoreKV, Attention, SwiGLU)
+KNOWN_OPS = (Rows, RmsNorm, Matmul, Rope, StoreKV, Attention, Gate, SoftCap)
 
 
 class ReferenceBackend(HostBackend):
@@ -79,12 +80,14 @@ class ReferenceSegment:
     def _run(self, op: Op, values: Bounds) -> None:
         match op:
             case Rows():
-                self._write(op.out, values, rows_ref(self._f32(op.table, values), self._i32(op.ids, values)))
+                table, ids = self._f32(op.table, values), self._i32(op.ids, values)
+                self._write(op.out, values, rows_ref(table, ids, op.scale))
             case RmsNorm():
                 x, weight = self._f32(op.x, values), self._f32(op.weight, values)
-                self._write(op.out, values, rms_norm_ref(x, weight, op.eps))
+                residual = self._optional(op.residual, values)
+                self._write(op.out, values, rms_norm_ref(x, weight, op.eps, residual))
             case Matmul():
-                bias, residual = (None if t is None else self._f32(t, values) for t in (op.bias, op.residual))
+                bias, residual = (self._optional(t, values) for t in (op.bias, op.residual))
                 x, weight = self._f32(op.x, values), self._f32(op.weight, values)
                 self._write(op.out, values, matmul_ref(x, weight, bias, residual))
             case Rope():
@@ -94,8 +97,11 @@ class ReferenceSegment:
                 self._store(op, values)
             case Attention():
                 self._attend(op, values)
-            case SwiGLU():
-                self._write(op.out, values, swiglu_ref(self._f32(op.gate, values), self._f32(op.up, values)))
+            case Gate():
+                gate, up = self._f32(op.gate, values), self._f32(op.up, values)
+                self._write(op.out, values, gate_ref(gate, up, op.activation))
+            case SoftCap():
+                self._write(op.out, values, softcap_ref(self._f32(op.x, values), op.cap))
             case _:
                 raise TypeError(f"no reference for {type(op).__name__}")
 
@@ -125,6 +131,9 @@ class ReferenceSegment:
             raw = host_array(self._binding.memory[tensor])
             return dequantize(raw, tensor.dtype, n_elements).reshape(shape)
         return self._raw(tensor, values).astype(np.float32, copy=False)
+
+    def _optional(self, tensor: Tensor | None, values: Bounds) -> F32 | None:
+        return None if tensor is None else self._f32(tensor, values)
 
     def _write(self, out: Tensor, values: Bounds, value: F32) -> None:
         self._raw(out, values)[...] = value

@@ -1,6 +1,6 @@
 """Make tests/golden/<variant>.json: logits of the tiny seeded models by `transformers`.
 
-python tools/make_goldens.py            (needs torch and transformers)
+python tools/make_goldens.py [variant...]            (needs torch and transformers)
 """
 
 import json
@@ -11,6 +11,8 @@ import numpy as np
 import torch
 import transformers
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen2Config,
@@ -19,6 +21,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+LOCAL_ROPE_BASE = 10000.0  # of layers with a window
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -28,6 +31,7 @@ CLASSES = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
 }
 NAMES = {
     "attn_norm": "input_layernorm",
@@ -41,6 +45,12 @@ NAMES = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+}
+# gemma3 has norms after attention and feed-forward as well
+GEMMA3_NAMES = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
 }
 OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
@@ -63,6 +73,19 @@ def rope_parameters(tiny: t.Tiny) -> dict[str, object]:
     return found
 
 
+def gemma3_config(tiny: t.Tiny) -> dict[str, object]:
+    """What only gemma3 has, in the words of `transformers`."""
+    kinds = ["sliding_attention" if is_local else "full_attention" for is_local in tiny.is_local]
+    local = {"rope_type": "default", "rope_theta": LOCAL_ROPE_BASE}
+    return {
+        "rope_parameters": {"full_attention": rope_parameters(tiny), "sliding_attention": local},
+        "layer_types": kinds,
+        "sliding_window": tiny.window,
+        "query_pre_attn_scalar": tiny.head_dim,
+        "final_logit_softcapping": tiny.logit_softcap or None,
+    }
+
+
 def unpermute(weight: np.ndarray, n_head: int) -> np.ndarray:
     """From GGUF's order of a llama file (neighbours turn together) to that of `transformers` (halves do)."""
     n_out, n_in = weight.shape
@@ -72,13 +95,16 @@ def unpermute(weight: np.ndarray, n_head: int) -> np.ndarray:
 def state_dict(tiny: t.Tiny) -> dict[str, torch.Tensor]:
     """The tiny model's weights under the names of `transformers`."""
     found: dict[str, torch.Tensor] = {}
+    names = NAMES | (GEMMA3_NAMES if tiny.arch == "gemma3" else {})
     for name, value in t.weights(tiny).items():
+        if tiny.arch == "gemma3" and name.endswith("norm.weight"):
+            value = value - np.float32(1)  # which the model adds
         stem, kind = name.rsplit(".", 1)
         if stem.startswith("blk."):
             _, layer, part = stem.split(".")
             if tiny.arch == "llama" and part in ("attn_q", "attn_k"):
                 value = unpermute(value, tiny.n_head if part == "attn_q" else tiny.n_head_kv)
-            found[f"model.layers.{layer}.{NAMES[part]}.{kind}"] = torch.from_numpy(value.copy())
+            found[f"model.layers.{layer}.{names[part]}.{kind}"] = torch.from_numpy(value.copy())
         else:
             found[f"{OUTER[stem]}.{kind}"] = torch.from_numpy(value)
     if tiny.is_tied:
@@ -89,6 +115,7 @@ def state_dict(tiny: t.Tiny) -> dict[str, torch.Tensor]:
 def logits(tiny: t.Tiny) -> np.ndarray:
     """[n_tokens, n_vocab] f32 of the fixed prompt."""
     make_config, make_model = CLASSES[tiny.arch]
+    more = gemma3_config(tiny) if tiny.arch == "gemma3" else {"rope_parameters": rope_parameters(tiny)}
     config = make_config(
         vocab_size=tiny.n_vocab,
         hidden_size=tiny.n_embd,
@@ -99,9 +126,9 @@ def logits(tiny: t.Tiny) -> np.ndarray:
         head_dim=tiny.head_dim,
         max_position_embeddings=t.N_CTX,
         rms_norm_eps=t.EPS,
-        rope_parameters=rope_parameters(tiny),
         tie_word_embeddings=tiny.is_tied,
         attn_implementation="eager",
+        **more,
     )
     model = make_model(config).eval().to(torch.float32)
     model.load_state_dict(state_dict(tiny), strict=True)
@@ -110,10 +137,12 @@ def logits(tiny: t.Tiny) -> np.ndarray:
 
 
 def main() -> None:
-    """Write one file a variant."""
-    for name, tiny in t.VARIANTS.items():
+    """Write one file a variant: of those named, or of all."""
+    for name in sys.argv[1:] or t.VARIANTS:
+        tiny = t.VARIANTS[name]
+        versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
         made = {
-            "how": f"tools/make_goldens.py, transformers {transformers.__version__}, {torch.__version__=}",
+            "how": f"tools/make_goldens.py; {versions}",
             "prompt": t.prompt(tiny),
             "logits": [[float(f"{x:.7g}") for x in row] for row in logits(tiny)],
         }

@@ -14,8 +14,7 @@ from actors.protocol import ErrorInfo, ModelInfo, Scalar, TensorEntry
 from actors.runner.gguf.check import check_model
 from actors.runner.gguf.reader import GGUFFile
 from actors.runner.gguf.values import StringArray, Value
-from actors.runner.models.families import family_of
-from actors.runner.models.hparams import read_hparams
+from actors.runner.models.families import read_hparams
 
 MAX_ARRAY_ITEMS = 5  # longer arrays arrive empty: nobody reads 128k tokens in a listing
 
@@ -47,7 +46,7 @@ def inspect(path: Path) -> ModelInfo:
 def describe(file: GGUFFile) -> ModelInfo:
     """What the header says; text that is not UTF-8 has U+FFFD.  ModelError names a key of the wrong type."""
     arch = file.get_str("general.architecture")
-    is_supported, reason = _supported(file, arch)
+    is_supported, reason = _supported(file)
     return ModelInfo(
         architecture=arch,
         metadata={key: _plain(value) for key, value in file.metadata.items()},
@@ -62,9 +61,8 @@ def describe(file: GGUFFile) -> ModelInfo:
     )
 
 
-def _supported(file: GGUFFile, arch: str) -> tuple[bool, str]:
+def _supported(file: GGUFFile) -> tuple[bool, str]:
     try:
-        family_of(arch)
         check_model(file)
         read_hparams(file)
     except RuntimeFault as exc:

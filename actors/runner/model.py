@@ -16,7 +16,8 @@ from actors.runner.cache.causal import PAGE_SIZE
 from actors.runner.devices import no_device
 from actors.runner.memory import Attempt, Sizes, expected_overhead_bytes, memory_report
 from actors.runner.models.decoder import CacheShape
-from actors.runner.models.hparams import Hparams, read_hparams
+from actors.runner.models.families import read_hparams
+from actors.runner.models.hparams import Hparams
 from actors.runner.pages import resident_bytes
 from actors.runner.progress import Tell, unheard
 from actors.runner.reading import LOOK_S, read

@@ -14,12 +14,13 @@ from kernels.dtype import DType
 from kernels.host import HostBackend, HostBuffer
 from kernels.memory import OutOfMemory
 from kernels.ops.attention import Attention, StoreKV
-from kernels.ops.gate import SwiGLU
+from kernels.ops.gate import Gate
 from kernels.ops.matmul import Matmul
 from kernels.ops.norm import RmsNorm
 from kernels.ops.op import Op
 from kernels.ops.rope import Rope, Rotation
 from kernels.ops.rows import Rows
+from kernels.ops.softcap import SoftCap
 from kernels.tensor import Bounds, Dim, Tensor, value_of
 
 ALIGNMENT = VECTOR_BYTES  # a cache line, and the widest vector
@@ -84,7 +85,7 @@ class CpuBackend(HostBackend):
                 return _refuses_states(op.k_state, op.v_state) or _refuses_rotation(op.head_dim, op.rotation)
             case Attention():
                 return _refuses_states(op.k_state, op.v_state)
-            case RmsNorm() | SwiGLU():
+            case RmsNorm() | Gate() | SoftCap():
                 return None
             case _:
                 return f"no kernel for {type(op).__name__}"

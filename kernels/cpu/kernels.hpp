@@ -72,12 +72,14 @@ struct RowsArgs {
     const int32_t* ids;
     float* out;
     int64_t width;
+    float scale;
     DType dtype;
 };
 
 struct NormArgs {
     const float* x;
     const uint8_t* weight;
+    const float* residual;  // like x, or null
     float* out;
     int64_t chunk;
     float eps;
@@ -162,6 +164,18 @@ constexpr int64_t attention_scratch(const CacheShape& cache, int64_t n_queries) 
 // Floats of one chunk's result: for each query of the group its values, their scale's exponent, and their weight.
 constexpr int64_t attention_partial(int64_t n_group, int64_t head_dim) { return n_group * (head_dim + 2); }
 
+struct GateArgs {
+    const float *gate, *up;
+    float* out;
+    bool is_gelu;
+};
+
+struct SoftCapArgs {
+    const float* x;
+    float* out;
+    float cap;
+};
+
 constexpr int kReadStep = 256;  // bytes between two looks at the end of a read
 
 // Measurements of the instruction set itself, see limits.inc.
@@ -184,7 +198,8 @@ struct Kernels {
     void (*attention)(const AttentionArgs&, const AttentionItem&, float* scratch);
     // the partial results of all chunks of a row, in order, to its output
     void (*merge_chunks)(const AttentionArgs&, int64_t row, int64_t kv, const float* partials);
-    void (*swiglu)(const float* gate, const float* up, float* out, int64_t begin, int64_t end);
+    void (*gate)(const GateArgs&, int64_t begin, int64_t end);        // elements
+    void (*softcap)(const SoftCapArgs&, int64_t begin, int64_t end);  // elements
     Limits limits;
 };
 

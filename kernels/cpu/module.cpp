@@ -60,16 +60,17 @@ Rotation rotation_of(const RotationIn& in, std::vector<float>& keep) {
     return {keep.data(), static_cast<int64_t>(keep.size()), std::get<1>(in), std::get<2>(in)};
 }
 
-void add_rows(Segment& s, Address table, Address ids, Address out, int64_t width, int dtype, Dim n) {
+void add_rows(Segment& s, Address table, Address ids, Address out, int64_t width, float scale, int dtype, Dim n) {
     auto step = std::make_unique<RowsStep>();
-    step->args = {at<uint8_t>(table), at<int32_t>(ids), at<float>(out), width, static_cast<DType>(dtype)};
+    step->args = {at<uint8_t>(table), at<int32_t>(ids), at<float>(out), width, scale, static_cast<DType>(dtype)};
     step->n = n;
     s.add(std::move(step));
 }
 
-void add_rms_norm(Segment& s, Address x, Address weight, Address out, int64_t width, int64_t chunk, float eps, Dim n) {
+void add_rms_norm(Segment& s, Address x, Address weight, Address residual, Address out, int64_t width, int64_t chunk,
+                  float eps, Dim n) {
     auto step = std::make_unique<NormStep>();
-    step->args = {at<float>(x), at<uint8_t>(weight), at<float>(out), chunk, eps};
+    step->args = {at<float>(x), at<uint8_t>(weight), at<float>(residual), at<float>(out), chunk, eps};
     step->chunks_per_row = width / chunk;
     step->n = n;
     s.add(std::move(step));
@@ -157,11 +158,17 @@ int64_t attention_workspace_bytes(const CacheIn& cache, int64_t n_group, int64_t
     return floats * static_cast<int64_t>(sizeof(float));
 }
 
-void add_swiglu(Segment& s, Address gate, Address up, Address out, int64_t width, Dim n) {
+void add_gate(Segment& s, Address gate, Address up, Address out, bool is_gelu, int64_t width, Dim n) {
     auto step = std::make_unique<GateStep>();
-    step->gate = at<float>(gate);
-    step->up = at<float>(up);
-    step->out = at<float>(out);
+    step->args = {at<float>(gate), at<float>(up), at<float>(out), is_gelu};
+    step->width = width;
+    step->n = n;
+    s.add(std::move(step));
+}
+
+void add_softcap(Segment& s, Address x, Address out, float cap, int64_t width, Dim n) {
+    auto step = std::make_unique<SoftCapStep>();
+    step->args = {at<float>(x), at<float>(out), cap};
     step->width = width;
     step->n = n;
     s.add(std::move(step));
@@ -285,9 +292,9 @@ NB_MODULE(_cpu, m) {
             },
             "pool"_a, "isa"_a)
         .def_prop_ro("n_threads", &Segment::n_threads)
-        .def("add_rows", &add_rows, nb::kw_only(), "table"_a, "ids"_a, "out"_a, "width"_a, "dtype"_a, "n"_a)
-        .def("add_rms_norm", &add_rms_norm, nb::kw_only(), "x"_a, "weight"_a, "out"_a, "width"_a, "chunk"_a, "eps"_a,
-             "n"_a)
+        .def("add_rows", &add_rows, nb::kw_only(), "table"_a, "ids"_a, "out"_a, "width"_a, "scale"_a, "dtype"_a, "n"_a)
+        .def("add_rms_norm", &add_rms_norm, nb::kw_only(), "x"_a, "weight"_a, "residual"_a, "out"_a, "width"_a,
+             "chunk"_a, "eps"_a, "n"_a)
         .def("add_matmul", &add_matmul, nb::kw_only(), "x"_a, "weight"_a, "bias"_a, "residual"_a, "out"_a, "scratch"_a,
              "acts"_a, "thread_floats"_a, "n_in"_a, "n_out"_a, "dtype"_a, "row_bytes"_a, "quantizes"_a, "n"_a)
         .def("add_rope", &add_rope, nb::kw_only(), "x"_a, "positions"_a, "out"_a, "n_head"_a, "head_dim"_a,
@@ -297,7 +304,8 @@ NB_MODULE(_cpu, m) {
         .def("add_attention", &add_attention, nb::kw_only(), "q"_a, "k_state"_a, "v_state"_a, "tables"_a, "rows"_a,
              "n_visible"_a, "out"_a, "workspace"_a, "n_head"_a, "cache"_a, "window"_a, "scale"_a, "softcap"_a,
              "max_rows"_a, "n"_a, "n_pages"_a)
-        .def("add_swiglu", &add_swiglu, nb::kw_only(), "gate"_a, "up"_a, "out"_a, "width"_a, "n"_a)
+        .def("add_gate", &add_gate, nb::kw_only(), "gate"_a, "up"_a, "out"_a, "is_gelu"_a, "width"_a, "n"_a)
+        .def("add_softcap", &add_softcap, nb::kw_only(), "x"_a, "out"_a, "cap"_a, "width"_a, "n"_a)
         .def("check_index", &check_index, nb::kw_only(), "name"_a, "data"_a, "limit"_a, "n"_a)
         .def("check_tables", &check_tables, nb::kw_only(), "names"_a, "tables"_a, "rows"_a, "n_visible"_a,
              "page_size"_a, "n_cells"_a, "max_seqs"_a, "n"_a, "n_seqs"_a, "n_pages"_a)

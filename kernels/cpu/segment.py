@@ -5,12 +5,13 @@ from kernels.cpu import _cpu
 from kernels.dtype import DType
 from kernels.memory import host_array
 from kernels.ops.attention import Attention, StoreKV
-from kernels.ops.gate import SwiGLU
+from kernels.ops.gate import Gate
 from kernels.ops.matmul import Matmul
 from kernels.ops.norm import RmsNorm
 from kernels.ops.op import Op
 from kernels.ops.rope import Rope, Rotation
 from kernels.ops.rows import Rows
+from kernels.ops.softcap import SoftCap
 from kernels.tensor import Dim, Role, Sym, Tensor, value_of
 
 ABSENT = 0
@@ -50,8 +51,10 @@ class SegmentBuilder:
                 self._store_kv(op)
             case Attention():
                 self._attention(op)
-            case SwiGLU():
-                self._swiglu(op)
+            case Gate():
+                self._gate(op)
+            case SoftCap():
+                self._softcap(op)
             case _:
                 raise TypeError(f"no kernel for {type(op).__name__}")
         if not isinstance(op, Matmul):
@@ -64,6 +67,7 @@ class SegmentBuilder:
             ids=self._index(op.ids),
             out=self._write(op.out),
             width=_width(op.table),
+            scale=op.scale,
             dtype=op.table.dtype.ggml_id,
             n=self._dim(op.ids.shape[0]),
         )
@@ -72,6 +76,7 @@ class SegmentBuilder:
         self.segment.add_rms_norm(
             x=self._f32(op.x),
             weight=self._f32(op.weight),
+            residual=self._optional(op.residual),
             out=self._write(op.out),
             width=_width(op.x),
             chunk=_width(op.weight),
@@ -88,8 +93,8 @@ class SegmentBuilder:
         self.segment.add_matmul(
             x=self._f32(op.x),
             weight=self._read(op.weight),
-            bias=self._f32(op.bias) if op.bias is not None else ABSENT,
-            residual=self._f32(op.residual) if op.residual is not None else ABSENT,
+            bias=self._optional(op.bias),
+            residual=self._optional(op.residual),
             out=out,
             scratch=self._workspace,
             acts=self._workspace + self.segment.n_threads * thread_floats * WORD_BYTES,
@@ -151,13 +156,23 @@ class SegmentBuilder:
             n_pages=self._dim(op.tables.shape[1]),
         )
 
-    def _swiglu(self, op: SwiGLU) -> None:
-        self.segment.add_swiglu(
+    def _gate(self, op: Gate) -> None:
+        self.segment.add_gate(
             gate=self._f32(op.gate),
             up=self._f32(op.up),
             out=self._write(op.out),
+            is_gelu=op.activation == "gelu",
             width=_width(op.gate),
             n=self._dim(op.gate.shape[0]),
+        )
+
+    def _softcap(self, op: SoftCap) -> None:
+        self.segment.add_softcap(
+            x=self._f32(op.x),
+            out=self._write(op.out),
+            cap=op.cap,
+            width=_width(op.x),
+            n=self._dim(op.x.shape[0]),
         )
 
     def _check_index(self, index: Tensor, limit: int) -> None:
@@ -204,6 +219,9 @@ class SegmentBuilder:
         if tensor.dtype is not DType.F32:
             raise ValueError(f"{tensor} is not F32")
         return self._read(tensor)
+
+    def _optional(self, tensor: Tensor | None) -> int:
+        return ABSENT if tensor is None else self._f32(tensor)
 
     def _index(self, tensor: Tensor) -> int:
         if tensor.dtype is not DType.I32:

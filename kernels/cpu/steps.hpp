@@ -181,13 +181,22 @@ private:
 };
 
 struct GateStep final : Step {
-    const float *gate, *up;
-    float* out;
+    GateArgs args;
     int64_t width;
     Dim n;
     void run(const Kernels& kernels, const Values& values, int, const PoolThread& thread) const override {
         share(thread, value_of(n, values) * width, kLineFloats,
-              [&](int64_t begin, int64_t end) { kernels.swiglu(gate, up, out, begin, end); });
+              [&](int64_t begin, int64_t end) { kernels.gate(args, begin, end); });
+    }
+};
+
+struct SoftCapStep final : Step {
+    SoftCapArgs args;
+    int64_t width;
+    Dim n;
+    void run(const Kernels& kernels, const Values& values, int, const PoolThread& thread) const override {
+        share(thread, value_of(n, values) * width, kLineFloats,
+              [&](int64_t begin, int64_t end) { kernels.softcap(args, begin, end); });
     }
 };
 

@@ -1,16 +1,22 @@
-"""Gated activation of the feed-forward part.  arXiv:2002.05202."""
+"""Gated activation of the feed-forward part.  arXiv:2002.05202 (SwiGLU, GeGLU)."""
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from kernels.ops.op import F32, Op
 from kernels.tensor import Tensor
 
+# Both are x * sigmoid(z).  silu: z = x.  gelu: z = sqrt(8 / pi) * (x + 0.044715 x^3), the approximation
+# 0.5 x (1 + tanh(z / 2)) of arXiv:1606.08415, section 2.
+Activation = Literal["silu", "gelu"]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SwiGLU(Op):
-    """gate, up [n, n_ff] f32 -> out [n, n_ff] f32 = gate * sigmoid(gate) * up.
+class Gate(Op):
+    """gate, up [n, n_ff] f32 -> out [n, n_ff] f32 = activation(gate) * up.
 
     `out` may share memory with either.
     """
@@ -18,9 +24,17 @@ class SwiGLU(Op):
     gate: Tensor
     up: Tensor
     out: Tensor
+    activation: Activation
 
 
-def swiglu_ref(gate: F32, up: F32) -> F32:
-    """Reference of `SwiGLU` in float64; exact zero where the sigmoid underflows."""
+def gate_ref(gate: F32, up: F32, activation: Activation) -> F32:
+    """Reference of `Gate` in float64; exact zero where the sigmoid underflows."""
     wide = gate.astype(np.float64)
-    return (wide / (1.0 + np.exp(np.minimum(-wide, 700.0))) * up).astype(np.float32)
+    slope = sigmoid_argument(gate, activation)
+    return (wide / (1.0 + np.exp(np.minimum(-slope, 700.0))) * up).astype(np.float32)
+
+
+def sigmoid_argument(gate: F32, activation: Activation) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """What the sigmoid is taken of."""
+    wide = gate.astype(np.float64)
+    return wide if activation == "silu" else math.sqrt(8 / math.pi) * (wide + 0.044715 * wide**3)

@@ -14,16 +14,19 @@ class RmsNorm(Op):
 
     Each run of k values is divided by its root mean square and scaled by weight: k = n_embd normalises the
     row, k = head_dim normalises each head.  eps > 0, in the unit of x squared.  arXiv:1910.07467, section 4.
+    residual [n, n_embd], when there is one, is added to the result.
     """
 
     x: Tensor
     weight: Tensor
     out: Tensor
     eps: float
+    residual: Tensor | None = None
 
 
-def rms_norm_ref(x: F32, weight: F32, eps: float) -> F32:
+def rms_norm_ref(x: F32, weight: F32, eps: float, residual: F32 | None = None) -> F32:
     """Reference of `RmsNorm`, in float64: a judge must not share the rounding of the judged."""
     wide = x.astype(np.float64).reshape(x.shape[0], x.shape[1] // weight.shape[0], weight.shape[0])
     root = np.sqrt(np.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return (wide / root * weight).astype(np.float32).reshape(x.shape)
+    normed = (wide / root * weight).reshape(x.shape)
+    return (normed if residual is None else normed + residual).astype(np.float32)

@@ -45,6 +45,7 @@ MODELS = {
     "tied": replace(t.VARIANTS["qwen2-tied"], n_layer=N_LAYER),
     "qwen3": replace(t.VARIANTS["qwen3"], n_layer=N_LAYER),
     "q4_k": t.Tiny("qwen3", n_embd=256, head_dim=64, n_ff=512, n_layer=N_LAYER, seed=11),
+    "gemma3": replace(t.VARIANTS["gemma3"], n_layer=N_LAYER, period=2),
 }
 LAYOUTS = {
     "all on one": (A, A, A, A, A),
@@ -95,9 +96,10 @@ def requests(tiny: t.Tiny) -> list[Generate]:
         ("llama", OPTIONS),
         ("tied", OPTIONS),
         ("q4_k", OPTIONS),
+        ("gemma3", OPTIONS),
         ("qwen3", LoadOptions(n_ctx=64, n_batch=16, n_parallel=3, kv_type="q8_0")),
     ],
-    ids=["llama", "tied", "q4_k", "q8_0 cache"],
+    ids=["llama", "tied", "q4_k", "gemma3", "q8_0 cache"],
 )
 async def test_every_layout_gives_the_tokens_of_the_host_alone(
     name: str,

@@ -10,8 +10,7 @@ from actors.runner.cache.causal import CausalCache, Slot
 from actors.runner.forward import Draw, Part, index_arrays
 from actors.runner.gguf.reader import GGUFFile
 from actors.runner.models.decoder import CacheShape
-from actors.runner.models.families import build_program
-from actors.runner.models.hparams import read_hparams
+from actors.runner.models.families import build_program, read_hparams
 from kernels.backend import Backend
 from kernels.dtype import DType
 from kernels.memory import HostMemory

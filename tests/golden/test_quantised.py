@@ -12,7 +12,12 @@ from tests.golden import tiny as t
 from tests.golden.blocks import Kind, random_blocks
 from tests.golden.runs import F32, Bound
 
-SIZES = t.Tiny("qwen3", n_embd=256, n_head=4, n_head_kv=2, head_dim=64, n_ff=512, seed=11)
+SIZES = {
+    "qwen3": t.Tiny("qwen3", n_embd=256, n_head=4, n_head_kv=2, head_dim=64, n_ff=512, seed=11),
+    "gemma3": t.Tiny(
+        "gemma3", n_embd=256, head_dim=64, n_ff=512, is_tied=True, rope_base=1e6, window=5, period=2, seed=12
+    ),
+}
 KINDS = [
     *(Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0),
     *(Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K),
@@ -37,30 +42,35 @@ def dequantised(raw: Raw, shape: tuple[int, ...]) -> F32:
     return np.ascontiguousarray(gguf.quants.dequantize(array, kind).reshape(shape).astype(np.float32))
 
 
+@pytest.fixture(scope="module", params=sorted(SIZES))
+def sizes(request: pytest.FixtureRequest) -> t.Tiny:
+    return SIZES[request.param]
+
+
 @pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.name)
 def expected_and_path(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, sizes: t.Tiny, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[F32, Path]:
     """Logits of the dequantised weights on the reference backend, and the quantised file."""
     kind: Kind = request.param
     rng = np.random.default_rng(int(kind))
     folder = tmp_path_factory.mktemp(kind.name)
-    plain = t.weights(SIZES)
+    plain = t.weights(sizes)
     raw = {name: as_kind(kind, values, rng) for name, values in plain.items() if values.ndim == 2}
     t.write(
         folder / "f32.gguf",
-        SIZES,
+        sizes,
         plain | {name: dequantised(r, plain[name].shape) for name, r in raw.items()},
     )
-    t.write(folder / "quantised.gguf", SIZES, plain | raw)
+    t.write(folder / "quantised.gguf", sizes, plain | raw)
     judge = Bound(folder / "f32.gguf", ReferenceBackend("cpu"))
-    return judge.feed((judge.open(), t.prompt(SIZES)), all_rows=True), folder / "quantised.gguf"
+    return judge.feed((judge.open(), t.prompt(sizes)), all_rows=True), folder / "quantised.gguf"
 
 
 def test_quantised_arithmetic_adds_little_error(
-    expected_and_path: tuple[F32, Path], backend: Backend
+    expected_and_path: tuple[F32, Path], sizes: t.Tiny, backend: Backend
 ) -> None:
     expected, path = expected_and_path
     model = Bound(path, backend)
-    got = model.feed((model.open(), t.prompt(SIZES)), all_rows=True)
+    got = model.feed((model.open(), t.prompt(sizes)), all_rows=True)
     assert np.mean((got - expected) ** 2) <= MAX_NMSE * np.mean(expected**2)

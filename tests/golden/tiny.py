@@ -33,7 +33,17 @@ class Tiny:
     rope_base: float = 10000.0
     rope: Mapping[str, float | str] = field(default_factory=dict)  # keys below <arch>.rope.scaling.
     llama3_factor: float = 0.0  # > 0: frequencies scaled as llama 3.1 does, with this factor
+    window: int = 0  # tokens that a layer with a window sees, its own among them
+    period: int | tuple[bool, ...] = 6  # from one layer without a window to the next, or which have one
+    logit_softcap: float = 0.0
     seed: int = 1
+
+    @property
+    def is_local(self) -> list[bool]:
+        """Of each layer, whether it has a window."""
+        if isinstance(self.period, tuple):
+            return list(self.period)
+        return [self.window > 0 and (i + 1) % self.period != 0 for i in range(self.n_layer)]
 
 
 VARIANTS: Mapping[str, Tiny] = {
@@ -44,6 +54,27 @@ VARIANTS: Mapping[str, Tiny] = {
     "qwen2": Tiny("qwen2", seed=5),
     "qwen2-tied": Tiny("qwen2", is_tied=True, rope_base=1e6, seed=6),
     "qwen3": Tiny("qwen3", head_dim=32, seed=7),
+    "gemma3": Tiny("gemma3", n_layer=7, head_dim=32, is_tied=True, rope_base=1e6, window=6, seed=8),
+    "gemma3-linear": Tiny(
+        "gemma3",
+        n_layer=3,
+        is_tied=True,
+        rope_base=1e6,
+        rope={"type": "linear", "factor": 8.0},
+        window=5,
+        period=3,
+        seed=9,
+    ),
+    "gemma3-capped": Tiny(
+        "gemma3",
+        n_layer=3,
+        is_tied=True,
+        rope_base=1e6,
+        window=2,
+        period=(True, False, True),
+        logit_softcap=1.5,
+        seed=10,
+    ),
 }
 
 # llama 3.1's own numbers, scaled to a tiny context
@@ -73,8 +104,10 @@ def shapes(tiny: Tiny) -> dict[str, tuple[int, ...]]:
             "ffn_up": (tiny.n_ff, tiny.n_embd),
             "ffn_down": (tiny.n_embd, tiny.n_ff),
         }
-        if tiny.arch == "qwen3":
+        if tiny.arch in ("qwen3", "gemma3"):
             layer |= {"attn_q_norm": (tiny.head_dim,), "attn_k_norm": (tiny.head_dim,)}
+        if tiny.arch == "gemma3":
+            layer |= {"post_attention_norm": (tiny.n_embd,), "post_ffw_norm": (tiny.n_embd,)}
         found |= {f"blk.{i}.{name}.weight": shape for name, shape in layer.items()}
         if tiny.arch == "qwen2":
             found |= {f"blk.{i}.attn_{n}.bias": (w,) for n, w in (("q", q), ("k", kv), ("v", kv))}
@@ -139,6 +172,11 @@ def write(
             writer.add_uint32(full, value)
         else:
             writer.add_float32(full, value)
+    if tiny.window:
+        writer.add_sliding_window(tiny.window)
+        writer.add_sliding_window_pattern(tiny.period)
+    if tiny.logit_softcap:
+        writer.add_final_logit_softcapping(tiny.logit_softcap)
     add_vocabulary(writer, tiny.n_vocab)
     every = dict(tensors)
     if tiny.llama3_factor > 0:

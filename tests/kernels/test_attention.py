@@ -169,7 +169,7 @@ def test_prompts_over_several_chunks_agree(backend: CpuBackend, dtype: DType, wi
 
 @each_backend
 @pytest.mark.parametrize("dtype", MAX_CACHE_NMSE)
-@pytest.mark.parametrize("head_dim", [32, 64, 128])
+@pytest.mark.parametrize("head_dim", [32, 64, 128, 256])
 def test_a_rounded_cache_changes_the_result_little(backend: Backend, dtype: DType, head_dim: int) -> None:
     exact, rounded = (line_case(d, 5, 600, head_dim=head_dim) for d in (DType.F32, dtype))
     assert nmse(rounded.run(backend), exact.expected()) <= MAX_CACHE_NMSE[dtype]

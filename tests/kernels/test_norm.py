@@ -1,12 +1,15 @@
 """RMS normalisation."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.backend import Backend
 from kernels.ops.norm import rms_norm_ref
-from tests.kernels.conftest import each_backend, normal, run_one_op, seeds, worst_ulp
+from kernels.program import ShapeError
+from kernels.tensor import Tensor
+from tests.kernels.conftest import OneOp, each_backend, normal, run_one_op, seeds, worst_ulp
 
 EPS = 1e-6
 MAX_ULP = 3  # the inverse root, and two products
@@ -26,6 +29,27 @@ def test_rows_and_chunks_are_divided_by_their_root_mean_square(
     x, weight = normal(seed, n, n_chunk * k) * np.float32(scale), normal(seed + 1, k)
     got = run_one_op(backend, lambda g: g.program.rms_norm(g.input(x), g.weight(weight), EPS))
     assert worst_ulp(got, rms_norm_ref(x, weight, EPS)) <= MAX_ULP
+
+
+@each_backend
+@given(n=st.integers(0, 5), n_chunk=st.integers(1, 3), k=st.integers(1, 300), seed=seeds)
+def test_a_residual_is_added_to_what_was_normalised(
+    backend: Backend, n: int, n_chunk: int, k: int, seed: int
+) -> None:
+    x, weight, residual = normal(seed, n, n_chunk * k), normal(seed + 1, k), normal(seed + 2, n, n_chunk * k)
+
+    def build(g: OneOp) -> Tensor:
+        return g.program.rms_norm(g.input(x), g.weight(weight), EPS, g.input(residual))
+
+    want = rms_norm_ref(x, weight, EPS, residual)
+    size = np.abs(rms_norm_ref(x, weight, EPS)) + np.abs(residual)  # of the terms: they may cancel
+    assert np.all(np.abs(run_one_op(backend, build) - want) <= MAX_ULP * np.spacing(size))
+
+
+def test_a_residual_of_another_shape_is_refused() -> None:
+    g = OneOp()
+    with pytest.raises(ShapeError, match="residual"):
+        g.program.rms_norm(g.input(normal(1, 2, 8)), g.weight(normal(2, 8)), EPS, g.input(normal(3, 2, 4)))
 
 
 @each_backend

@@ -53,7 +53,7 @@ def tiny_program(n_layer: int) -> Program:
                 q, k_state, v_state, tables, rows, seen, head_dim=4, page_size=PAGE, scale=0.5
             )
             x = g.matmul(mixed, g.weight(f"o.{layer}", (N_EMBD, 8), DType.F32), residual=x)
-            x = g.swiglu(x, h)
+            x = g.gate(x, h, "silu")
     with g.in_layer(n_layer):
         g.output("logits", g.matmul(g.rows(x, outputs), table))
     return g.build()

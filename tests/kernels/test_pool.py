@@ -26,7 +26,7 @@ NOTHING = HostMemory(np.empty(0, np.uint8))
 
 @dataclass
 class Chain:
-    """norm, then eight times matmul, swiglu and norm, of up to `bound` tokens, bound to memory."""
+    """norm, then eight times matmul, gate and norm, of up to `bound` tokens, bound to memory."""
 
     segment: CpuSegment
     x: np.ndarray
@@ -46,7 +46,7 @@ def chain(backend: CpuBackend, bound: int = 16) -> Chain:
     y = program.rms_norm(x, norm_weight, 1e-5)
     for _ in range(8):
         gate = program.matmul(y, weight)
-        y = program.rms_norm(program.swiglu(gate, gate), norm_weight, 1e-5)
+        y = program.rms_norm(program.gate(gate, gate, "silu"), norm_weight, 1e-5)
     ops: list[Op] = program._ops
     bounds = {"n_tokens": bound}
     memory = {t: np.zeros(t.n_bytes(bounds), np.uint8) for op in ops for t in (*op.reads, *op.writes)}

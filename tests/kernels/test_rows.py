@@ -19,15 +19,25 @@ from tests.kernels.weights import WEIGHT_DTYPES, random_weight
 
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES, ids=lambda d: d.name)
 @each_backend
-@given(n=st.integers(0, 9), n_row=st.integers(1, 6), n_block=st.integers(1, 5), seed=seeds)
-def test_rows_are_dequantised_exactly(
-    backend: Backend, dtype: DType, n: int, n_row: int, n_block: int, seed: int
+@given(
+    n=st.integers(0, 9),
+    n_row=st.integers(1, 6),
+    n_block=st.integers(1, 5),
+    scale=st.sampled_from([1.0, 33.94]),
+    seed=seeds,
+)
+def test_rows_are_dequantised_exactly_and_scaled(
+    backend: Backend, dtype: DType, n: int, n_row: int, n_block: int, scale: float, seed: int
 ) -> None:
     width = n_block * (dtype.block_n if dtype.is_quantized else 7)
     raw = random_weight(dtype, n_row * width, seed)
     ids = np.random.default_rng(seed).integers(0, n_row, n, dtype=np.int32)
-    got = run_one_op(backend, lambda g: g.program.rows(g.weight(raw, (n_row, width), dtype), g.input(ids)))
-    want = rows_ref(dequantize(raw, dtype, n_row * width).reshape(n_row, width), ids)
+
+    def build(g: OneOp) -> Tensor:
+        return g.program.rows(g.weight(raw, (n_row, width), dtype), g.input(ids), scale)
+
+    got = run_one_op(backend, build)
+    want = rows_ref(dequantize(raw, dtype, n_row * width).reshape(n_row, width), ids, scale)
     np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
 
 
@@ -37,8 +47,8 @@ def test_rows_of_a_computed_value_are_gathered(backend: Backend) -> None:
     ids = np.array([3, 0, 3], np.int32)
 
     def build(g: OneOp) -> Tensor:
-        doubled = g.program.swiglu(g.input(x), g.input(np.ones_like(x)))
-        return g.program.rows(doubled, g.input(ids))
+        gated = g.program.gate(g.input(x), g.input(np.ones_like(x)), "silu")
+        return g.program.rows(gated, g.input(ids))
 
     got = run_one_op(backend, build)
     np.testing.assert_array_equal(got[0], got[2])

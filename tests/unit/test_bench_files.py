@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.runner.gguf.reader import GGUFFile
-from actors.runner.models.hparams import read_hparams
+from actors.runner.models.families import read_hparams
 from actors.runner.tokenizer.tokenizer import Tokenizer
 from bench.files import model_file
 from bench.shapes import FILE_TYPES, SHAPES, dtype_of

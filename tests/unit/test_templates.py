@@ -22,8 +22,8 @@ from actors.gateway.templates.worker import render
 from actors.protocol import ModelInfo
 
 TEMPLATES = Path(__file__).parent / "chat_templates"
-CHATML, LLAMA3, MISTRAL, PHI3 = (
-    (TEMPLATES / f"{name}.jinja").read_text() for name in ("chatml", "llama3", "mistral", "phi3")
+CHATML, LLAMA3, MISTRAL, PHI3, GEMMA3 = (
+    (TEMPLATES / f"{name}.jinja").read_text() for name in ("chatml", "llama3", "mistral", "phi3", "gemma3")
 )
 
 USER: dict[str, object] = {"role": "user", "content": "Hi <b> & é"}
@@ -142,6 +142,20 @@ async def test_mistral_with_its_system_text_and_a_second_turn() -> None:
         {"role": "user", "content": "More"},
     )
     assert text == "<s>[INST] Be.\n\nHi <b> & é [/INST] Yes.</s>[INST] More [/INST]"
+
+
+async def test_gemma3_with_its_system_text_in_the_first_turn() -> None:
+    text = await chat(
+        GEMMA3,
+        {"role": "system", "content": "Be."},
+        USER,
+        {"role": "assistant", "content": " Yes. "},
+        {"role": "user", "content": "More"},
+    )
+    assert text == (
+        "<s><start_of_turn>user\nBe.\n\nHi <b> & é<end_of_turn>\n<start_of_turn>model\nYes.<end_of_turn>\n"
+        "<start_of_turn>user\nMore<end_of_turn>\n<start_of_turn>model\n"
+    )
 
 
 async def test_a_template_that_refuses_gives_its_reason() -> None:

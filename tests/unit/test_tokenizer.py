@@ -219,6 +219,26 @@ def test_the_space_prefix_is_left_out_where_the_file_says_so() -> None:
     assert model.decode([261]) == " a"
 
 
+def test_gemma3_has_no_space_prefix_where_its_file_says_nothing() -> None:
+    words = sentencepiece(["▁", "a", "▁a"])
+    assert build(words).encode("a", add_special=False) == [261]
+    model = build({"general.architecture": "gemma3"} | words)
+    assert model.encode("a a", add_special=False) == [260, 261]
+    assert model.decode([261]) == " a"
+
+
+def test_the_end_of_a_turn_ends_generation_beside_the_end_of_a_document() -> None:
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", *BYTE_TOKENS, "\n", "<start_of_turn>", "<end_of_turn>", "m"]
+    types = [3, 3, 3, 2, *[6] * 256, 1, 3, 3, 1]
+    ids = {"bos_token_id": 2, "eos_token_id": 1, "unknown_token_id": 3, "padding_token_id": 0}
+    scores = [0.0] * len(tokens)
+    model = build(
+        meta_of(model="llama", tokens=tokens, token_type=types, scores=scores, add_space_prefix=False, **ids)
+    )
+    assert model.eog_ids == {1, 262}
+    assert model.encode("<bos><start_of_turn>m\nm<end_of_turn>")[:5] == [2, 261, 263, 260, 263]
+
+
 # --- WordPiece
 
 

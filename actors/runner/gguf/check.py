@@ -14,7 +14,7 @@ from actors.errors import Unsupported
 from actors.runner import _native
 from actors.runner.gguf.reader import GGUFFile
 
-FAMILIES = ("llama", "qwen2", "qwen3")
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma3")
 # Bounds a few times above the largest model known, so that products of sizes stay far below 2^63.
 MAX_LAYERS = 1024
 MAX_EMBD = 1 << 18

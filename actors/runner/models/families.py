@@ -1,19 +1,22 @@
 """The families this build runs, by `general.architecture`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from actors.errors import ModelError, Unsupported
+from actors.errors import Unsupported
 from actors.runner.gguf.reader import GGUFFile
-from actors.runner.models import llama, qwen2, qwen3
-from actors.runner.models.decoder import AttentionMaker, CacheShape, build
-from actors.runner.models.hparams import Hparams
-from actors.runner.models.rope import read_rotation
-from kernels.dtype import DType
-from kernels.ops.rope import RopeStyle
+from actors.runner.models import gemma3, llama, qwen2, qwen3
+from actors.runner.models.decoder import AttentionMaker, CacheShape, FeedForward, FeedForwardMaker, build
+from actors.runner.models.hparams import Hparams, read_sizes
+from actors.runner.models.rope import read_base, read_rotation
+from kernels.ops.rope import RopeStyle, Rotation
 from kernels.program import Program
+
+
+def read_one_rotation(file: GGUFFile, hparams: Hparams, style: RopeStyle) -> Sequence[Rotation]:
+    """One for all layers."""
+    base = read_base(file, 10000.0, f"{hparams.arch}.rope.freq_base")
+    return (read_rotation(file, hparams, style, base),) * hparams.n_layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +25,22 @@ class Family:
 
     attention: AttentionMaker
     rope_style: RopeStyle
+    feed_forward: FeedForwardMaker = FeedForward
+    read_hparams: Callable[[GGUFFile], Hparams] = read_sizes
+    read_rotations: Callable[[GGUFFile, Hparams, RopeStyle], Sequence[Rotation]] = read_one_rotation
 
 
 FAMILIES: Mapping[str, Family] = {
     "llama": Family(llama.LlamaAttention, llama.ROPE_STYLE),
     "qwen2": Family(qwen2.Qwen2Attention, qwen2.ROPE_STYLE),
     "qwen3": Family(qwen3.Qwen3Attention, qwen3.ROPE_STYLE),
+    "gemma3": Family(
+        gemma3.Gemma3Attention,
+        gemma3.ROPE_STYLE,
+        gemma3.Gemma3FeedForward,
+        gemma3.read_hparams,
+        gemma3.read_rotations,
+    ),
 }
 
 
@@ -43,22 +56,13 @@ def family_of(arch: str) -> Family:
     return family
 
 
+def read_hparams(file: GGUFFile) -> Hparams:
+    """Sizes from `<arch>.*`; ModelError names a missing key, Unsupported what this build does not run."""
+    return family_of(file.get_str("general.architecture")).read_hparams(file)
+
+
 def build_program(file: GGUFFile, hparams: Hparams, cache: CacheShape) -> Program:
     """The program of any supported model file."""
     family = family_of(hparams.arch)
-    factors = _rope_factors(file)
-    rotation = read_rotation(file, hparams.arch, family.rope_style, hparams.head_dim, factors)
-    return build(file, hparams, cache, rotation, family.attention)
-
-
-def _rope_factors(file: GGUFFile) -> Sequence[float] | None:
-    """The content of `rope_freqs.weight`, [n_rot / 2]: part of the hyper-parameters in all but form."""
-    info = file.tensors.get("rope_freqs.weight")
-    if info is None:
-        return None
-    if info.dtype is not DType.F32 or len(info.shape) != 1:
-        raise ModelError("rope_freqs.weight must be F32 with one dimension", where=file.name)
-    factors = np.frombuffer(file.tensor_bytes("rope_freqs.weight"), np.float32)
-    if not (np.isfinite(factors).all() and (factors > 0).all()):
-        raise ModelError("rope_freqs.weight must hold positive numbers", where=file.name)
-    return [float(factor) for factor in factors]
+    rotations = family.read_rotations(file, hparams, family.rope_style)
+    return build(file, hparams, cache, rotations, family.attention, family.feed_forward)

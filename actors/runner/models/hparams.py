@@ -1,4 +1,7 @@
-"""The sizes of a model, read once from its file's metadata; later code uses only these names."""
+"""The sizes of a model, read once from its file's metadata; later code uses only these names.
+
+`families.read_hparams` reads them as the file's family wants it, `read_sizes` what all families share.
+"""
 
 from dataclasses import dataclass
 
@@ -20,6 +23,10 @@ class Hparams:
     head_dim: int
     n_ctx_train: int
     eps: float
+    attn_scale: float  # of queries times keys
+    windows: tuple[int, ...]  # see `window_of`
+    embd_scale: float = 1.0  # of a token's embedding on its way in
+    logit_softcap: float = 0.0  # 0: none
 
     @property
     def q_width(self) -> int:
@@ -31,8 +38,12 @@ class Hparams:
         """Width of all key (or value) heads; a cell of the cache holds one of each."""
         return self.n_head_kv * self.head_dim
 
+    def window_of(self, layer: int) -> int:
+        """Cells before its own that a row of this layer sees; 0: all of them."""
+        return self.windows[layer]
 
-def read_hparams(file: GGUFFile) -> Hparams:
+
+def read_sizes(file: GGUFFile) -> Hparams:
     """Sizes from `<arch>.*`; ModelError names a missing key, Unsupported what this build does not run."""
     arch = file.get_str("general.architecture")
     if file.get_int(f"{arch}.expert_count", 0) > 0:
@@ -47,9 +58,10 @@ def read_hparams(file: GGUFFile) -> Hparams:
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise ModelError("token_embd.weight [n_embd, n_vocab] is missing", where=file.name)
+    n_layer = file.get_int(f"{arch}.block_count")
     return Hparams(
         arch=arch,
-        n_layer=file.get_int(f"{arch}.block_count"),
+        n_layer=n_layer,
         n_embd=n_embd,
         n_ff=file.get_int(f"{arch}.feed_forward_length"),
         n_vocab=embedding.shape[1],
@@ -58,4 +70,6 @@ def read_hparams(file: GGUFFile) -> Hparams:
         head_dim=head_dim,
         n_ctx_train=file.get_int(f"{arch}.context_length"),
         eps=file.get_float(f"{arch}.attention.layer_norm_rms_epsilon"),
+        attn_scale=head_dim**-0.5,
+        windows=(0,) * n_layer,
     )

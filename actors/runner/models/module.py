@@ -103,17 +103,21 @@ class RMSNorm(Layer):
         super().__init__(weights, prefix, declared)
         self._eps = weights.hparams.eps
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Same shape as x."""
-        return self.builder.rms_norm(x, self.weight, self._eps)
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Same shape as x (+ residual)."""
+        return self.builder.rms_norm(x, self.weight, self._eps, residual)
 
 
 class Embedding(Layer):
     """weight [n_vocab, n_embd]: ids [n] -> [n, n_embd]."""
 
+    def __init__(self, weights: Weights, prefix: str, declared: Declared) -> None:
+        super().__init__(weights, prefix, declared)
+        self._scale = weights.hparams.embd_scale
+
     def __call__(self, ids: Tensor) -> Tensor:
-        """Rows of the table."""
-        return self.builder.rows(self.weight, ids)
+        """Rows of the table, scaled as the model wants them."""
+        return self.builder.rows(self.weight, ids, self._scale)
 
 
 class Module:

@@ -7,27 +7,27 @@ llama3 factors: a tensor `rope_freqs.weight` that divides each pair's frequency.
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from actors.errors import ModelError, Unsupported
 from actors.runner.gguf.reader import GGUFFile
+from actors.runner.models.hparams import Hparams
+from kernels.dtype import DType
 from kernels.ops.rope import RopeStyle, Rotation
 
 YARN_BETA_FAST = 32.0
 YARN_BETA_SLOW = 1.0
 
 
-def read_rotation(
-    file: GGUFFile, arch: str, style: RopeStyle, head_dim: int, factors: Sequence[float] | None
-) -> Rotation:
-    """The rotation that a file's `<arch>.rope.*` keys describe.
+def read_rotation(file: GGUFFile, hparams: Hparams, style: RopeStyle, base: float) -> Rotation:
+    """The rotation that a file's `<arch>.rope.*` keys and its tensor `rope_freqs.weight` describe.
 
-    factors [n_rot / 2]: the content of `rope_freqs.weight`, when there is one.  Unsupported names a scaling
-    type that is not implemented, ModelError what makes no rotation.
+    Unsupported names a scaling type that is not implemented, ModelError what makes no rotation.
     """
-    n_rot = file.get_int(f"{arch}.rope.dimension_count", head_dim)
-    base = file.get_float(f"{arch}.rope.freq_base", 10000.0)
-    if base <= 1:  # every pair turns at one speed, or later ones faster; yarn divides by its logarithm
-        raise ModelError(f"{arch}.rope.freq_base is {base}, expected a number above 1", where=file.name)
-    plain = [base ** (-2.0 * i / n_rot) for i in range(n_rot // 2)]
+    arch = hparams.arch
+    n_rot = read_n_rot(file, hparams)
+    plain = frequencies(base, n_rot)
+    factors = _read_factors(file)
     if factors is not None:
         if len(factors) != len(plain):
             raise ModelError(
@@ -57,6 +57,38 @@ def read_rotation(
                 where=f"{file.name}: {arch}.rope.scaling.type",
                 mend="use a model with scaling type none, linear, yarn, or llama3 factors",
             )
+
+
+def read_base(file: GGUFFile, default: float, *keys: str) -> float:
+    """The first of these keys that the file has, or the default; ModelError when it is no base."""
+    key = next((key for key in keys if key in file.metadata), keys[0])
+    base = file.get_float(key, default)
+    if not 1 < base < math.inf:  # at 1 every pair turns at one speed; yarn divides by the logarithm
+        raise ModelError(f"{key} is {base}, expected a number above 1", where=file.name)
+    return base
+
+
+def read_n_rot(file: GGUFFile, hparams: Hparams) -> int:
+    """Rotated values of a head."""
+    return file.get_int(f"{hparams.arch}.rope.dimension_count", hparams.head_dim)
+
+
+def frequencies(base: float, n_rot: int) -> list[float]:
+    """Of each pair, [n_rot / 2]."""
+    return [base ** (-2.0 * i / n_rot) for i in range(n_rot // 2)]
+
+
+def _read_factors(file: GGUFFile) -> Sequence[float] | None:
+    """The content of `rope_freqs.weight`, [n_rot / 2]: part of the hyper-parameters in all but form."""
+    info = file.tensors.get("rope_freqs.weight")
+    if info is None:
+        return None
+    if info.dtype is not DType.F32 or len(info.shape) != 1:
+        raise ModelError("rope_freqs.weight must be F32 with one dimension", where=file.name)
+    factors = np.frombuffer(file.tensor_bytes("rope_freqs.weight"), np.float32)
+    if not (np.isfinite(factors).all() and (factors > 0).all()):
+        raise ModelError("rope_freqs.weight must hold positive numbers", where=file.name)
+    return [float(factor) for factor in factors]
 
 
 def yarn(plain: Sequence[float], base: float, n_rot: int, factor: float, n_ctx_orig: int) -> list[float]:

@@ -110,7 +110,7 @@ def read_vocabulary(meta: Mapping[str, object]) -> Vocabulary:
         add_bos=_scalar(meta, KEY + "add_bos_token", bool),
         add_eos=_scalar(meta, KEY + "add_eos_token", bool),
         add_sep=_scalar(meta, KEY + "add_sep_token", bool),
-        add_space_prefix=_scalar(meta, KEY + "add_space_prefix", bool) is not False,
+        add_space_prefix=_adds_space_prefix(meta),
     )
 
 
@@ -127,6 +127,12 @@ def _scalar(meta: Mapping[str, object], key: str, kind: type[T]) -> T | None:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ModelError(f"{key} is {value!r}, expected {kind.__name__}", where=WHERE)
     return value
+
+
+def _adds_space_prefix(meta: Mapping[str, object]) -> bool:
+    """SentencePiece's `add_dummy_prefix`; gemma's vocabularies have none, and not every converter says so."""
+    said = _scalar(meta, KEY + "add_space_prefix", bool)
+    return meta.get("general.architecture") != "gemma3" if said is None else said
 
 
 def _token_id(meta: Mapping[str, object], name: str, n_vocab: int, default: int | None) -> int | None:

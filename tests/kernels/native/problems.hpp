@@ -53,6 +53,7 @@ struct MatmulProblem {
 struct RowsProblem {
     const Format& format;
     int64_t n, width;
+    float scale = 1.0f;
     Buffer<uint8_t> table;
     Buffer<int32_t> ids;
 
@@ -61,7 +62,7 @@ struct RowsProblem {
         for (int64_t i = 0; i < n; i++) ids[i] = static_cast<int32_t>(random.below(n_table));
     }
     void run(const cpu::Kernels& kernels, const Buffer<float>& out) const {
-        kernels.rows({table.data(), ids.data(), out.data(), width, format.dtype}, 0, n);
+        kernels.rows({table.data(), ids.data(), out.data(), width, scale, format.dtype}, 0, n);
     }
     void dequantize(const cpu::Kernels& kernels, const Buffer<float>& out) const {
         kernels.dequantize(table.data(), out.data(), out.size(), format.dtype);
@@ -70,12 +71,20 @@ struct RowsProblem {
 
 struct NormProblem {
     int64_t n, chunk;
-    Buffer<float> x, weight;
+    bool has_residual;
+    Buffer<float> x, weight, residual;
 
-    NormProblem(Random random, int64_t n, int64_t chunk, Place place)
-        : n(n), chunk(chunk), x(normals(random, n * chunk, place)), weight(normals(random, chunk, place)) {}
+    NormProblem(Random random, int64_t n, int64_t chunk, bool has_residual, Place place)
+        : n(n),
+          chunk(chunk),
+          has_residual(has_residual),
+          x(normals(random, n * chunk, place)),
+          weight(normals(random, chunk, place)),
+          residual(normals(random, n * chunk, place)) {}
     void run(const cpu::Kernels& kernels, const Buffer<float>& out) const {
-        kernels.rms_norm({x.data(), reinterpret_cast<const uint8_t*>(weight.data()), out.data(), chunk, 1e-5f}, 0, n);
+        kernels.rms_norm({x.data(), reinterpret_cast<const uint8_t*>(weight.data()),
+                          has_residual ? residual.data() : nullptr, out.data(), chunk, 1e-5f},
+                         0, n);
     }
 };
 
@@ -231,15 +240,27 @@ private:
 };
 
 struct GateProblem {
+    bool is_gelu;
     Buffer<float> gate, up;
 
-    GateProblem(Random random, int64_t n, Place place)
-        : gate(normals(random, n, place)), up(normals(random, n, place)) {
+    GateProblem(Random random, int64_t n, bool is_gelu, Place place)
+        : is_gelu(is_gelu), gate(normals(random, n, place)), up(normals(random, n, place)) {
         for (int64_t i = 0; i < n; i++) gate[i] *= 8.0f;
         if (n > 2) gate[1] = -200.0f, gate[2] = 200.0f;
     }
-    void run(const cpu::Kernels& kernels, const Buffer<float>& out, int64_t begin, int64_t end) const {
-        kernels.swiglu(gate.data(), up.data(), out.data(), begin, end);
+    void run(const cpu::Kernels& kernels, const Buffer<float>& out) const {
+        kernels.gate({gate.data(), up.data(), out.data(), is_gelu}, 0, out.size());
+    }
+};
+
+struct SoftCapProblem {
+    Buffer<float> x;
+
+    SoftCapProblem(Random random, int64_t n, Place place) : x(normals(random, n, place)) {
+        for (int64_t i = 0; i < n; i++) x[i] *= 40.0f;
+    }
+    void run(const cpu::Kernels& kernels, const Buffer<float>& out) const {
+        kernels.softcap({x.data(), out.data(), 30.0f}, 0, out.size());
     }
 };
 

@@ -67,12 +67,18 @@ void store(const cpu::Kernels& kernels, cpu::DType dtype, const Phase& phase) {
 void others(const cpu::Kernels& kernels, const Phase& phase) {
     const int64_t n = phase.n_tokens;
     const Buffer<float> out(n * kFf, Place::AtStart);
-    const NormProblem norm(Random(4), n, kEmbd, Place::AtStart);
-    run_case("rms_norm", "F32", phase, [&] { norm.run(kernels, out); });
+    for (const bool has_residual : {false, true}) {
+        const NormProblem norm(Random(4), n, kEmbd, has_residual, Place::AtStart);
+        run_case(has_residual ? "rms_norm_add" : "rms_norm", "F32", phase, [&] { norm.run(kernels, out); });
+    }
     const RopeProblem rope(Random(5), n, kHeads, kHeadDim, kHeadDim / 2, true, Place::AtStart);
     run_case("rope", "F32", phase, [&] { rope.run(kernels, out); });
-    const GateProblem gate(Random(6), n * kFf, Place::AtStart);
-    run_case("swiglu", "F32", phase, [&] { gate.run(kernels, out, 0, out.size()); });
+    for (const bool is_gelu : {false, true}) {
+        const GateProblem gate(Random(6), n * kFf, is_gelu, Place::AtStart);
+        run_case("gate", is_gelu ? "gelu" : "silu", phase, [&] { gate.run(kernels, out); });
+    }
+    const SoftCapProblem softcap(Random(8), n * kFf, Place::AtStart);
+    run_case("softcap", "F32", phase, [&] { softcap.run(kernels, out); });
     const RowsProblem rows(Random(7), kFormats[14], n, kEmbd, 8, Place::AtStart);
     run_case("rows", "Q6_K", phase, [&] { rows.run(kernels, out); });
 }
