@@ -216,6 +216,7 @@ SETTINGS: Final = (
     Setting("n_batch", _whole(1), "N", "Inputs in one forward pass", "512"),
     Setting("max_loaded", _whole(0), "N", "Models in memory", "three per device", "OLLAMA_MAX_LOADED_MODELS"),
     Setting("max_queue", _whole(1), "N", "Requests that may wait", "512", "OLLAMA_MAX_QUEUE"),
+    Setting("truncate", _truth, "YES", "Cut prompts that do not fit, or answer 400", "yes"),
     Setting("kv_type", _one_of(*KV_TYPES), "TYPE", ", ".join(KV_TYPES), "f16", "OLLAMA_KV_CACHE_TYPE"),
     Setting(
         "gpu_overhead_bytes", n_bytes, "SIZE", "Kept free on every GPU besides", "0", "OLLAMA_GPU_OVERHEAD"

@@ -7,6 +7,7 @@ is given the tokens delivered so far continues exactly where the first one stopp
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 import trio
@@ -29,7 +30,16 @@ TOKENIZE_S = 60.0  # many megabytes of text take seconds
 Prompt = str | tuple[int, ...]
 OnChunk = Callable[[Chunk], Awaitable[None]]
 Tokenizer = Callable[[str, bool], Awaitable[tuple[int, ...]]]
-MakePrompt = Callable[[Tokenizer, int], Awaitable[Prompt]]
+
+
+class LeftOut(NamedTuple):
+    """What did not fit into the context."""
+
+    n_messages: int = 0
+    n_tokens: int = 0
+
+
+MakePrompt = Callable[[Tokenizer, int], Awaitable[tuple[Prompt, LeftOut]]]
 
 
 class RunnerLost(PeerGone):
@@ -61,6 +71,7 @@ class Outcome:
     finished: Finished
     load_s: float
     total_s: float
+    left_out: LeftOut  # of the prompt, by us and by the runner
 
 
 @dataclass(slots=True)
@@ -68,6 +79,7 @@ class _Run:
     """What is known of a job so far, whichever runner it is at."""
 
     prompt: Prompt | None = None
+    left_out: LeftOut = field(default_factory=LeftOut)
     n_ctx: int = 0  # of the first runner, so that the text does not change with the second
     delivered: list[int] = field(default_factory=list[int])
     is_started: bool = False  # a runner has taken it
@@ -114,13 +126,14 @@ class Completions:
             if run.is_started:
                 self._metrics.resumed()
         self._metrics.finished(finished)
-        return Outcome(finished, load_s, trio.current_time() - began_s)
+        left_out = LeftOut(run.left_out.n_messages, run.left_out.n_tokens + finished.dropped_tokens)
+        return Outcome(finished, load_s, trio.current_time() - began_s, left_out)
 
     async def _generate(self, link: Link, job: Job, n_ctx: int, run: _Run, on_chunk: OnChunk) -> Finished:
         run.is_started = True
         if run.prompt is None:
             run.n_ctx = n_ctx
-            run.prompt = await job.make_prompt(_tokenizer(link), n_ctx)
+            run.prompt, run.left_out = await job.make_prompt(_tokenizer(link), n_ctx)
         request = Generate(
             prompt=run.prompt,
             sampling=job.options.sampling,

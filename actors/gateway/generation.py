@@ -12,7 +12,7 @@ from functools import partial
 import trio
 
 from actors.errors import RequestError, Unsupported
-from actors.gateway.completion import Completions, Job, MakePrompt, Outcome, Prompt, Tokenizer
+from actors.gateway.completion import Completions, Job, LeftOut, MakePrompt, Outcome, Prompt, Tokenizer
 from actors.gateway.fields import JsonObject
 from actors.gateway.leases import OnWait, unheard
 from actors.gateway.library.capabilities import capabilities
@@ -72,8 +72,16 @@ class Generator:
     """Prepares and runs what is asked of models."""
 
     def __init__(
-        self, library: Library, renderer: ChatRenderer, completions: Completions, metrics: Metrics
+        self,
+        library: Library,
+        renderer: ChatRenderer,
+        completions: Completions,
+        metrics: Metrics,
+        *,
+        may_truncate: bool,
     ) -> None:
+        """may_truncate: whether what does not fit into a context may be left out of a prompt."""
+        self._may_truncate = may_truncate
         self._library = library
         self._renderer = renderer
         self._completions = completions
@@ -136,9 +144,14 @@ class Generator:
 
         text = await render(asked.messages)
         make_prompt = (
-            partial(_fitted, render, asked.messages, text) if asked.truncate else partial(_as_is, text)
+            partial(_fitted, render, asked.messages, text)
+            if self._truncates(asked)
+            else partial(_as_is, text)
         )
         return self._prepared(asked, model, options, text, make_prompt, think)
+
+    def _truncates(self, asked: Asked) -> bool:
+        return asked.truncate and self._may_truncate
 
     def _prepared(
         self,
@@ -155,7 +168,7 @@ class Generator:
             make_prompt=make_prompt,
             keep_alive_s=asked.keep_alive_s,
             n_logprobs=asked.n_logprobs,
-            truncate=asked.truncate,
+            truncate=self._truncates(asked),
             shift=asked.shift,
         )
         splitter = ThinkingSplitter(is_open=text.rstrip().endswith(OPEN)) if think else None
@@ -207,28 +220,30 @@ def _settled_think(asked: Asked, model: Model) -> Think:
     return True if asked.think is None and can_think else asked.think
 
 
-async def _as_is(text: str, _tokenize: Tokenizer, _n_ctx: int) -> Prompt:
-    return text
+async def _as_is(text: str, _tokenize: Tokenizer, _n_ctx: int) -> tuple[Prompt, LeftOut]:
+    return text, LeftOut()
 
 
-async def _with_context(context: tuple[int, ...], text: str, tokenize: Tokenizer, _n_ctx: int) -> Prompt:
+async def _with_context(
+    context: tuple[int, ...], text: str, tokenize: Tokenizer, _n_ctx: int
+) -> tuple[Prompt, LeftOut]:
     """Put the tokens of an earlier answer in front; they begin with BOS where the model wants one."""
-    return context + await tokenize(text, False) if context else text
+    return context + await tokenize(text, False) if context else text, LeftOut()
 
 
 async def _fitted(
     render: Render, messages: Sequence[JsonObject], text: str, tokenize: Tokenizer, n_ctx: int
-) -> Prompt:
+) -> tuple[Prompt, LeftOut]:
     """Leave out the oldest messages, as few as it takes, when a conversation does not fit into the context.
 
     System messages and the last one stay; if those alone are too long, the runner cuts.
     """
     if len(text.encode()) + MAX_SPECIAL <= n_ctx:  # a token has a byte at least
-        return text
-    tokens = await tokenize(text, True)
+        return text, LeftOut()
+    whole = await tokenize(text, True)
     old = [i for i, message in enumerate(messages[:-1]) if message.get("role") != "system"]
-    if len(tokens) <= n_ctx or not old:
-        return tokens
+    if len(whole) <= n_ctx or not old:
+        return whole, LeftOut()
 
     async def without(n_out: int) -> tuple[int, ...]:
         left_out = frozenset(old[:n_out])
@@ -246,4 +261,4 @@ async def _fitted(
         else:
             n_least = n_out + 1
     log.info("%d of %d messages were left out to fit into the context", n_most, len(messages))
-    return found
+    return found, LeftOut(n_most, max(0, len(whole) - len(found)))

@@ -16,9 +16,11 @@ from actors.gateway.shapes import (
     DebugShape,
     GenerateShape,
     MessageShape,
+    TruncatedShape,
     duration_ns,
     logprob_shapes,
     now_text,
+    truncated_shape,
 )
 
 MakeShape = Callable[[Piece, Outcome | None], AnswerShape]
@@ -34,6 +36,7 @@ class Counts(TypedDict, total=False):
     prompt_eval_duration: int
     eval_count: int
     eval_duration: int
+    truncated: TruncatedShape | None
 
 
 class OllamaAnswers:
@@ -166,4 +169,5 @@ def _counts(outcome: Outcome | None) -> Counts:
         "prompt_eval_duration": duration_ns(finished.prompt_s),
         "eval_count": finished.predicted_tokens,
         "eval_duration": duration_ns(finished.predict_s),
+        "truncated": truncated_shape(outcome.left_out),
     }

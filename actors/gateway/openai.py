@@ -26,6 +26,7 @@ from actors.gateway.openai_shapes import (
     text_logprobs,
     usage_shape,
 )
+from actors.gateway.shapes import truncated_shape
 
 Choices = Sequence[ChoiceShape | ChunkChoiceShape | TextChoiceShape]
 
@@ -39,8 +40,10 @@ class Envelope:
     model: str
     created: int
 
-    def around(self, choices: Choices, outcome: Outcome | None = None) -> AnswerShape:
-        """An answer, or a part of one; with counts when it has ended."""
+    def around(
+        self, choices: Choices, outcome: Outcome | None = None, *, has_usage: bool = True
+    ) -> AnswerShape:
+        """An answer, or a part of one; when it has ended with counts, and with what was left out."""
         return AnswerShape(
             id=self.id,
             object=self.kind,
@@ -48,7 +51,8 @@ class Envelope:
             model=self.model,
             system_fingerprint=FINGERPRINT,
             choices=choices,
-            usage=usage_shape(outcome.finished) if outcome is not None else None,
+            usage=usage_shape(outcome.finished) if outcome is not None and has_usage else None,
+            truncated=truncated_shape(outcome.left_out) if outcome is not None else None,
         )
 
 
@@ -155,7 +159,7 @@ class OpenAIAnswers:
     async def _end(
         self, exchange: Exchange, wanted: Wanted, envelope: Envelope, choices: Choices, outcome: Outcome
     ) -> None:
-        await exchange.push(envelope.around(choices))
+        await exchange.push(envelope.around(choices, outcome, has_usage=False))
         if wanted.has_usage:
             await exchange.push(envelope.around([], outcome))
         await exchange.finish(OPENAI.done)

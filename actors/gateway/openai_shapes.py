@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Sequence
 
-from actors.gateway.shapes import FullLogprobShape, LogprobShape, Shape, logprob_shapes
+from actors.gateway.shapes import FullLogprobShape, LogprobShape, Shape, TruncatedShape, logprob_shapes
 from actors.protocol import Finished, Logprob
 
 FINGERPRINT = "fp_ollama"  # what clients of Ollama's layer have always seen
@@ -90,6 +90,7 @@ class AnswerShape(Shape, frozen=True, kw_only=True):
     system_fingerprint: str
     choices: Sequence[ChoiceShape | ChunkChoiceShape | TextChoiceShape]
     usage: UsageShape | None = None
+    truncated: TruncatedShape | None = None
 
 
 class ModelShape(Shape, frozen=True, kw_only=True):

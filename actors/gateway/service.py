@@ -55,7 +55,9 @@ class Gateway:
             leases = Leases(nursery, links, config.socket_address("scheduler"))
             peers = Peers(links, {name: config.socket_address(name) for name in MEASURED})
             completions = Completions(links, leases, self._metrics)
-            generator = Generator(self._library, self._renderer, completions, self._metrics)
+            generator = Generator(
+                self._library, self._renderer, completions, self._metrics, may_truncate=config.truncate
+            )
             handlers = Handlers(
                 answers=OllamaAnswers(generator, leases),
                 models=OllamaModels(self._library, leases),

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from actors.gateway.completion import LeftOut
 from actors.protocol import Logprob, TokenLogprob
 
 S_TO_NS = 1_000_000_000
@@ -70,6 +71,22 @@ def _token(entry: TokenLogprob) -> tuple[str, float, tuple[int, ...]]:
     return entry.piece.decode("utf-8", "replace"), entry.logprob, tuple(entry.piece)
 
 
+# --- What was left out, the same in both APIs -------------------------------------------------------------
+
+
+class TruncatedShape(Shape, frozen=True, omit_defaults=False):
+    """What of a prompt did not fit into the context.  Neither API has it; their clients pass over it."""
+
+    dropped_tokens: int
+    dropped_messages: int
+
+
+def truncated_shape(left_out: LeftOut) -> TruncatedShape | None:
+    """None when nothing was left out."""
+    is_whole = not (left_out.n_tokens or left_out.n_messages)
+    return None if is_whole else TruncatedShape(left_out.n_tokens, left_out.n_messages)
+
+
 # --- Ollama: answers of a model --------------------------------------------------------------------------
 
 
@@ -86,6 +103,7 @@ class AnswerShape(Shape, frozen=True, kw_only=True):
     prompt_eval_duration: int = 0
     eval_count: int = 0
     eval_duration: int = 0
+    truncated: TruncatedShape | None = None
     logprobs: tuple[LogprobShape, ...] = ()
 
 

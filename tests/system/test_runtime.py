@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.system.conftest import MODEL, QUESTION, Runtime
+from tests.system.conftest import MODEL, QUESTION, Runtime, started
 
 WHOLE_AGAIN_S = 5.0
 LONG: dict[str, Any] = {
@@ -141,3 +141,24 @@ def test_a_new_model_is_loaded_while_another_answers(own_runtime: Runtime) -> No
     for thread in threads:
         thread.join(60)
     assert answers == [200, 200, 200]
+
+
+def test_what_is_left_out_of_a_prompt_is_told_or_refused_by_setting(runtime: Runtime) -> None:
+    options = {"num_ctx": 64, "num_predict": 2}
+    prompt = {"model": MODEL, "prompt": "word " * 500, "raw": True, "stream": False, "options": options}
+    told = runtime.http.post("/api/generate", json=prompt).json()
+    assert told["truncated"]["dropped_tokens"] > 400
+    assert told["truncated"]["dropped_messages"] == 0
+    short = runtime.http.post("/api/generate", json={**prompt, "prompt": "word"}).json()
+    assert "truncated" not in short
+    talk = [{"role": role, "content": f"{i} word " * 9} for i in range(9) for role in ("user", "assistant")]
+    chat = {"model": MODEL, "messages": [*talk, *QUESTION], "stream": False, "options": {"num_ctx": 256}}
+    told = runtime.http.post("/api/chat", json={**chat, "options": {**options, "num_ctx": 256}}).json()
+    assert told["truncated"]["dropped_messages"] > 0
+    with started(RUNTIME_TRUNCATE="no") as strict:
+        refused = strict.http.post("/api/generate", json=prompt)
+        assert refused.status_code == 400
+        assert "64 fit" in refused.json()["error"]
+        assert strict.http.post(
+            "/v1/chat/completions", json={"model": MODEL, "messages": QUESTION}
+        ).is_success
