@@ -106,7 +106,7 @@ async def test_any_interleaving_gives_each_sequence_the_tokens_it_gives_alone(
     async with engine_of(model_path, N_CTX, n_parallel=1, is_speculating=False) as engine:
         alone = [(await collect(engine, request))[0] for request in requests]
     together: dict[int, list[int]] = {}
-    async with engine_of(model_path, n_cells=N_CTX, n_parallel=4, n_batch=16, max_queue=99) as engine:
+    async with engine_of(model_path, N_CTX, n_cells=N_CTX, n_parallel=4, n_batch=16, max_queue=99) as engine:
         watch_pages(engine)
 
         async def ask(i: int) -> None:

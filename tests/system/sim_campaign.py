@@ -67,6 +67,8 @@ class Campaign:
             self._sim.machine.fail_allocation(device, 0)
         for model in MODELS:  # whole again: each is answered once more
             self._judge(model, Asked(self._sim, model), is_calm=True)
+        for device in (A, B):  # what another program was to take may have been taken by now only
+            self._sim.machine.give_back("game", device)
         self._sim.wait_until_nothing_is_left(*MODELS)
 
     def _judge(self, model: str, asked: Asked, *, is_calm: bool = False) -> None:
