@@ -108,14 +108,26 @@ def test_penalties_change_the_answer(client: ollama.Client, penalty: str) -> Non
     assert strong.message.content != greedy
 
 
-def test_num_ctx_decides_how_the_model_is_loaded_and_ps_tells(client: ollama.Client) -> None:
-    client.chat(MODEL, QUESTION, options={"num_ctx": 256, "num_keep": 2, **GREEDY}, keep_alive="7m")
-    (loaded,) = client.ps().models
-    assert (loaded.model, loaded.context_length) == (f"{MODEL}:latest", 256)
-    assert loaded.size is not None
-    assert loaded.size > 0
-    assert loaded.size_vram is not None
-    assert loaded.expires_at is not None
+def test_num_ctx_is_a_limit_of_the_request_and_loads_anew_only_where_it_is_longer(
+    runtime: Runtime, client: ollama.Client
+) -> None:
+    def ask(n_ctx: int) -> tuple[int | None, set[int]]:
+        """The context that is loaded, and the runners that hold it."""
+        options = {"num_ctx": n_ctx, "num_keep": 2, **GREEDY}
+        client.chat(MODEL, QUESTION, options=options, keep_alive="7m")
+        (loaded,) = client.ps().models
+        assert loaded.model == f"{MODEL}:latest"
+        assert (loaded.size or 0) > 0
+        assert loaded.size_vram is not None
+        assert loaded.expires_at is not None
+        return loaded.context_length, set(runtime.runner_pids())
+
+    client.generate(MODEL, "", keep_alive=0)
+    runtime.wait_until(lambda: client.ps().models == [], 10)
+    loaded = ask(256)
+    assert loaded[0] == 256
+    assert ask(128) == loaded
+    assert ask(300)[0] == 300
 
 
 def test_keep_alive_0_unloads(runtime: Runtime, client: ollama.Client) -> None:
