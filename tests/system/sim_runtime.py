@@ -20,7 +20,6 @@ import httpx
 from actors.protocol import (
     Device,
     Devices,
-    EvictionRound,
     Explain,
     Explanation,
     ListLoaded,
@@ -111,10 +110,10 @@ class SimRuntime:
         """When the latest load of each model began and ended, in seconds since 1970."""
         return [(load.began_at, load.began_at + load.took_s) for load in self._decisions()]
 
-    def evictions(self, model: str) -> tuple[EvictionRound, ...]:
-        """What the latest load of a model looked at to make room."""
+    def decision(self, model: str) -> LoadDecision:
+        """How the latest load of a model went."""
         (load,) = (each for each in self._decisions() if each.model.name.partition(":")[0] == model)
-        return load.evictions
+        return load
 
     def _decisions(self) -> tuple[LoadDecision, ...]:
         found: Explanation = self.runtime.ask_actor(

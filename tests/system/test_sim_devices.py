@@ -126,7 +126,7 @@ def test_two_models_have_a_device_each_and_a_third_evicts_one() -> None:
         sim.answer("o")
         after = sim.loaded()
         (left,) = first.keys() - after.keys()
-        found = sim.evictions("o")[-1].candidates
+        found = sim.decision("o").evictions[-1].candidates
         candidates = {each.name.partition(":")[0]: each for each in found}
         assert candidates[left].cost == min(each.cost for each in candidates.values())
         assert after.keys() == first.keys() - {left} | {"o"}, sim.command("why", "o")
@@ -148,4 +148,26 @@ def test_requests_while_memory_comes_and_goes_are_answered_or_refused_in_words(e
             sim.unload("m")
             sim.runtime.wait_until(lambda: not sim.loaded(), SETTLED_S)
             sim.machine.give_back("game", A)
+        sim.wait_until_nothing_is_left("m")
+
+
+def test_any_amount_of_memory_ends_in_few_rounds_with_as_many_layers_as_it_holds() -> None:
+    """The predecessor went to and fro between 39 and 41 layers where 40 fitted."""
+    with simulated({A: BESIDE_BYTES + 9 * LAYER_BYTES}) as sim:
+        sim.add_model("m")
+        loaded: list[int] = []
+        for n_quarters in range(13):  # from the whole model to three layers less
+            sim.machine.take("game", A, n_quarters * LAYER_BYTES // 4)
+            sim.answer("m")
+            loaded.append(offloaded(sim.loaded()["m"].report)[A])
+            asked = [each for each in sim.decision("m").rounds if each.question == "fit"]
+            assert len(asked) < 10, sim.command("why", "m")
+            placements = [each.placement for each in asked]
+            assert len(placements) == len(set(placements)), sim.command("why", "m")
+            sim.machine.give_back("game", A)
+            sim.unload("m")
+            sim.runtime.wait_until(lambda: not sim.loaded(), SETTLED_S)
+        assert loaded == sorted(loaded, reverse=True)
+        assert loaded[0] == N_LAYER + 1
+        assert len(set(loaded)) > 2, loaded
         sim.wait_until_nothing_is_left("m")
