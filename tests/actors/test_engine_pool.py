@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from actors.protocol import Finished, Generate, Logprob, Sampling
+from actors.protocol import DoneReason, Finished, Generate, Logprob, Sampling
 from actors.runner.engine import Engine
 from actors.runner.forward import Drawn, Part
 from actors.runner.lookup import Lookup
@@ -52,6 +52,26 @@ def watch_pages(engine: Engine) -> None:
         return drawn
 
     engine._device.step = checked  # pyright: ignore[reportPrivateUsage,reportAttributeAccessIssue]
+
+
+def hold_until(engine: Engine, n_sequences: int) -> list[int]:
+    """Nothing is computed before so many sequences have come; how many shared each batch from then on."""
+    step = engine._device.step  # pyright: ignore[reportPrivateUsage]
+    n_parts: list[int] = []
+
+    async def held(
+        executable: Executable,
+        inputs: Mapping[str, Array],
+        parts: Sequence[Part],
+        meanwhile: Callable[[], None],
+    ) -> list[Drawn]:
+        while not n_parts and len([*engine._roster]) < n_sequences:  # pyright: ignore[reportPrivateUsage]
+            await trio.lowlevel.checkpoint()
+        n_parts.append(len(parts))
+        return await step(executable, inputs, parts, meanwhile)
+
+    engine._device.step = held  # pyright: ignore[reportPrivateUsage,reportAttributeAccessIssue]
+    return n_parts
 
 
 class Guesses(Lookup):
@@ -128,33 +148,27 @@ async def test_any_interleaving_gives_each_sequence_the_tokens_it_gives_alone(
         gauges = engine.gauges()
     assert [together[i] for i in range(len(requests))] == alone
     assert (gauges["cache_pages_held"], gauges["sequences_active"]) == (0, 0)
-    assert gauges["sequences_paused_total"] > 0
     assert gauges["drafted_tokens_right_total"] > 0
 
 
 async def test_more_sequences_run_than_would_fit_at_full_length(model_path: Path) -> None:
-    most = 0
-    async with engine_of(model_path, n_cells=N_CTX + 32, n_parallel=3, n_batch=16) as engine:
-
-        async def ask(prompt: tuple[int, ...]) -> None:
-            nonlocal most
-            async with engine.open(Generate(prompt, GREEDY, n_predict=8)) as sequence:
-                await sequence.receive()
-                most = max(most, int(engine.gauges()["sequences_active"]))
-
+    async with engine_of(model_path, n_ctx=64, n_cells=160, n_parallel=3, n_batch=16) as engine:
+        n_parts = hold_until(engine, 3)
         async with trio.open_nursery() as nursery:
             for begin in range(3):
-                nursery.start_soon(ask, PROMPT[begin : begin + 8])
-    assert most == 3
+                request = Generate(PROMPT[begin : begin + 8], GREEDY, n_predict=8)
+                nursery.start_soon(collect, engine, request)
+    assert max(n_parts) == 3
 
 
 async def test_the_youngest_is_paused_and_the_oldest_goes_on(model_path: Path) -> None:
-    ended: list[str] = []
+    ended: list[tuple[str, DoneReason, int]] = []
     async with engine_of(model_path, n_cells=96, n_parallel=2, n_batch=16) as engine:
+        hold_until(engine, 2)
 
         async def ask(name: str, prompt: tuple[int, ...]) -> None:
             _, _, done = await collect(engine, Generate(prompt, GREEDY, n_predict=25, shift=False))
-            ended.append(f"{name} {done.reason.value} {done.predicted_tokens}")
+            ended.append((name, done.reason, done.predicted_tokens))
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask, "old", PROMPT[:30])
@@ -162,7 +176,7 @@ async def test_the_youngest_is_paused_and_the_oldest_goes_on(model_path: Path) -
                 await trio.lowlevel.checkpoint()
             nursery.start_soon(ask, "young", PROMPT[5:33])
         assert engine.gauges()["sequences_paused_total"] > 0
-    assert ended == ["old limit 25", "young limit 25"]
+    assert ended == [("old", DoneReason.LIMIT, 25), ("young", DoneReason.LIMIT, 25)]
 
 
 async def test_a_reader_that_stops_gives_way_to_everybody(model_path: Path) -> None:
