@@ -23,13 +23,7 @@ help: ## this list
 run: setup ## start the runtime and talk to the built-in model
 	@$(BIN)/runtime run --up
 
-# The sanitized build takes longest: it goes on, at the lowest priority, beside tests that mostly wait.
-test: dev ## every check and test
-	@mkdir -p build; nice -n 19 $(MAKE) $(ASAN)/.made >build/asan.log 2>&1 & builds=$$!; \
-	trap 'kill $$builds 2>/dev/null' EXIT; \
-	$(MAKE) lint types unit kernels golden actors system faults fuzz-slice check-native check-neon || exit; \
-	wait $$builds || { cat build/asan.log; exit 1; }; \
-	trap - EXIT; $(MAKE) sanitize
+test: lint types unit kernels golden actors system faults fuzz-slice sanitize check-native check-neon ## every check and test
 
 setup: $(VENV)/.runtime ## make the environment and build
 dev: $(VENV)/.dev ## the same, with the tools of the tests

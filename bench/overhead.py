@@ -60,7 +60,8 @@ def engine_overhead(case: Case, file: ModelFile, n_threads: int, isa: str) -> Ma
     """The engine's own part of a step, and what comes out of a runner's socket with all of it."""
     n_ctx = N_PROMPT + case.n_tokens
     with opened(file, n_ctx, case.n_seq, n_threads, isa) as model, step_clock(case.n_seq) as clock:
-        trio.run(_generate, Engine(model, case.n_seq), requests(case.n_seq, case.n_tokens))
+        engine = Engine(model, case.n_seq, is_speculating=False)  # a step of so many draws and no more
+        trio.run(_generate, engine, requests(case.n_seq, case.n_tokens))
     if len(clock.ends) < 2:
         raise ArithmeticError(f"{case.title}: only {len(clock.ends)} batches of {case.n_seq} rows ran")
     return {
@@ -90,8 +91,11 @@ async def _generate(engine: Engine, wanted: list[Generate]) -> None:
 
     with trio.fail_after(DEADLINE_S):
         async with trio.open_nursery() as nursery:
-            await nursery.start(engine.run)
             async with trio.open_nursery() as readers_nursery:
                 for request in wanted:
                     readers_nursery.start_soon(read, request)
+                # together from the first batch on: a prompt beside running streams takes its time
+                while engine.gauges()["sequences_queued"] < len(wanted):  # noqa: ASYNC110  # nothing tells
+                    await trio.sleep(0.001)
+                await nursery.start(engine.run)
             await engine.stop()

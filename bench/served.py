@@ -101,6 +101,8 @@ async def _served(
                     nursery.start_soon(_arrivals, link, request, arrivals)
     # while all decode: from the last first token to the first last one
     begin_s, end_s = max(times[0] for times in arrivals), min(times[-1] for times in arrivals)
+    if end_s <= begin_s:  # so few tokens that some had ended before others began: the whole time counts
+        begin_s, end_s = min(times[0] for times in arrivals), max(times[-1] for times in arrivals)
     n_tokens = sum(begin_s < at_s <= end_s for times in arrivals for at_s in times)
     return n_tokens / (end_s - begin_s)
 

@@ -256,7 +256,12 @@ def test_run_up_leaves_nothing_running_when_it_is_interrupted_while_starting(alo
     chat = Terminal(alone, "run", "--up")
     chat.wait_for("starting the runtime")
     chat.process.send_signal(signal.SIGINT)
-    assert chat.process.wait(START_S) == 130
+    try:
+        code = chat.process.wait(START_S / 4)
+    except subprocess.TimeoutExpired:  # Python drops one that meets a finaliser: press again
+        chat.process.send_signal(signal.SIGINT)
+        code = chat.process.wait(START_S)
+    assert code == 130
     wait_no_processes(alone)
     assert "Traceback" not in chat.seen
     chat.close()
