@@ -2,9 +2,8 @@
 
 from typing import Final
 
-N_EACH: Final = (
-    4096  # cells for each of the sequences that run at once, before one of them has the context alone
-)
+# cells for each of the sequences that run at once, before one of them has the context alone
+N_EACH: Final = 4096
 
 
 def pool_cells(n_ctx: int, n_parallel: int) -> int:

@@ -21,7 +21,7 @@ PROTOCOL_CHANGES = {
     3: "Diagnose and MeasureDevices; Device says compute, memory_from, swap_bytes, bytes_per_s, copy_s; "
     "Devices lists usable ones only; LoadPlan shows contexts; Explain may name a model, Explanation tells of "
     "loads; Loaded tells who waits; Keep; Alloc is answered by LoadProgress items, too",
-    4: "LoadOptions and MemoryReport say n_cells, the pool of all sequences; Generate may name its n_ctx",
+    4: "MemoryReport says n_cells, the pool of all sequences; Generate may name its n_ctx",
 }
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -261,7 +261,6 @@ class LoadOptions(Msg, frozen=True):
     """What decides how a model is loaded; a difference means a reload."""
 
     n_ctx: Count = 0  # positions that one sequence may use; 0: the default
-    n_cells: Count = 0  # of the pool that all sequences share; 0: what n_ctx and n_parallel make of it
     n_batch: Count = 0  # inputs in one forward pass; 0: the default
     n_gpu: int = -1  # layers on GPUs; -1: as many as fit
     n_thread: Count = 0  # 0: one per performance core

@@ -357,7 +357,8 @@ class Engine:
             ahead.inputs["tokens"][begin : begin + n_inputs] = tokens
             parts.append(part._replace(tokens=tokens))
             begin += n_inputs
-        if self._with_drafts(parts) != parts:
-            return None  # composed anew, with what may follow
+        with_drafts = self._with_drafts(parts)
+        if with_drafts != parts:
+            return self._batch(with_drafts, ahead.n_pending, ahead.start)
         self.n_ahead += 1
         return ahead._replace(parts=parts)

@@ -38,9 +38,14 @@ class Draw(NamedTuple):
         """The end of all tokens before that penalties look at; empty where there are none."""
         if not self.params.has_penalties:
             return ()
-        tokens = [*self.history, *self.drafted] if self.drafted else self.history
-        n_tokens, n_last = len(tokens), self.params.repeat_last_n
-        return tokens[n_tokens - min(n_last, n_tokens) :] if n_last >= 0 else tokens
+        n_last = self.params.repeat_last_n
+        tail = _last(self.history, n_last)
+        return _last([*tail, *self.drafted], n_last) if self.drafted else tail
+
+
+def _last(tokens: Sequence[int], n: int) -> Sequence[int]:
+    """The last n, all where n is negative."""
+    return tokens if n < 0 else tokens[max(0, len(tokens) - n) :]
 
 
 class Part(NamedTuple):

@@ -257,11 +257,8 @@ class Model:
 def pool_of(options: LoadOptions, n_ctx_train: int) -> tuple[int, int]:
     """Positions that one sequence may use, and pages of the pool that all of them share."""
     n_ctx = min(options.n_ctx or DEFAULT_N_CTX, n_ctx_train)
-    n_parallel = options.n_parallel or 1
-    if options.n_cells:
-        return min(n_ctx, options.n_cells), -(-options.n_cells // PAGE_SIZE)
     whole = -(-n_ctx // PAGE_SIZE) * PAGE_SIZE  # a sequence ends within a page of its own
-    return n_ctx, pool_cells(whole, n_parallel) // PAGE_SIZE
+    return n_ctx, -(-pool_cells(whole, options.n_parallel or 1) // PAGE_SIZE)
 
 
 def read_placement(

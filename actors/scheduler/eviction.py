@@ -43,21 +43,13 @@ def cost(candidate: Candidate, now_s: float) -> float:
 
 
 def make_room(
-    candidates: Sequence[Candidate], device: str, shortage_bytes: int, now_s: float
-) -> Victims | None:
-    """The cheapest models that free `shortage_bytes` of `device`, none of them needlessly.
-
-    Busy ones only as far as all the idle ones do not suffice, pinned ones never.  None: not even all together
-    hold that much.
-    """
-    chosen = _choose(candidates, device, shortage_bytes, now_s)
-    return None if chosen is None else _split(chosen)
-
-
-def make_room_on_one(
     candidates: Sequence[Candidate], shortages: Mapping[str, int], now_s: float
 ) -> tuple[str, Victims] | None:
-    """The device whose shortage is the cheapest to mend, and the models that leave; None: there is none."""
+    """The device whose shortage (in bytes) is the cheapest to mend, and the models that leave it.
+
+    None of them leaves needlessly; busy ones only as far as all the idle ones do not suffice, pinned ones
+    never.  None: on no device do all together hold that much.
+    """
     found = {
         device: chosen
         for device, shortage_bytes in sorted(shortages.items())

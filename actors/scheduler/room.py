@@ -13,7 +13,7 @@ import trio
 from actors.errors import Busy, CapacityError
 from actors.protocol import Queued
 from actors.scheduler.changes import Changes
-from actors.scheduler.eviction import Candidate, Victims, make_place, make_room_on_one
+from actors.scheduler.eviction import Candidate, Victims, make_place, make_room
 from actors.scheduler.journal import Journal
 from actors.scheduler.ledger import Ledger
 from actors.scheduler.life import Resident
@@ -108,13 +108,16 @@ class Room:
 
     async def ready(self) -> None:
         """Until the memory of runners that ended has come back, as readings show, or is late."""
+        looks_s = trio.current_time() + MEASURE_EVERY_S
         while awaited := self._around.ledger.recovery.pending():
             text = "; ".join(map(str, awaited))
-            until_s = min(trio.current_time() + MEASURE_EVERY_S, *(each.until_s for each in awaited))
+            until_s = min(looks_s, *(each.until_s for each in awaited))
             await self._wait(Awaited(text, f"waiting for {text}"), until_s=until_s, is_short=True)
             for late in self._around.ledger.recovery.give_up(trio.current_time()):
                 self._around.journal.note(f"{self._name} waited in vain for {late}", self._group.model.digest)
-            await self._around.measure()
+            if trio.current_time() >= looks_s:  # what woke it may be the reading of another load
+                await self._around.measure()
+                looks_s = trio.current_time() + MEASURE_EVERY_S
         self._turn.is_waiting = False
 
     async def may_take(self, devices: frozenset[str]) -> bool:
@@ -160,7 +163,7 @@ class Room:
 
     def _send_off_for_room(self, step: Evict) -> tuple[str, Awaited]:
         candidates, now_s = self._around.residents.candidates(self._group.model.digest), trio.current_time()
-        found = make_room_on_one(candidates, step.shortages, now_s)
+        found = make_room(candidates, step.shortages, now_s)
         if found is None:
             raise self._no_room(step, candidates)
         device, victims = found

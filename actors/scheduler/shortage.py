@@ -66,8 +66,10 @@ def _each_sufficing(history: History, best: Attempt, n_wanted: int) -> dict[str,
     """The devices of which one without other models would do, and what it lacks."""
     shortages: dict[str, int] = {}
     for device, held_bytes in history.others.items():
+        if not held_bytes or device == CPU:
+            continue
         placement = _alone(history, {device: held_bytes, CPU: history.others.get(CPU, 0)})
-        if held_bytes and device != CPU and n_offloaded(placement) >= n_wanted:
+        if n_offloaded(placement) >= n_wanted:
             shortages[device] = _shortage(history, best, placement, held_bytes)
     return shortages
 

@@ -1,14 +1,20 @@
 """An engine on a tiny real model and the reference backend."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import trio
 
-from actors.protocol import Finished, Generate, LoadOptions, ModelSpec, Sampling
+from actors import pool
+from actors.protocol import Chunk, Finished, Generate, LoadOptions, ModelSpec, Sampling
 from actors.runner.engine import Engine
+from actors.runner.forward import Drawn, Part
 from actors.runner.model import Model
+from actors.runner.sequence import Sequence as EngineSequence
+from kernels.executable import Executable
+from kernels.ops.op import Array
 from kernels.reference import ReferenceBackend
 from tests.golden import tiny as t
 
@@ -24,12 +30,13 @@ def write_model(path: Path) -> Path:
 
 
 def open_model(
-    path: Path, n_ctx: int = 64, n_parallel: int = 2, n_batch: int = 16, n_cells: int = 0
+    path: Path, n_ctx: int = 64, n_parallel: int = 2, n_batch: int = 16, n_each: int = pool.N_EACH
 ) -> Model:
-    """Allocated, on the reference backend."""
+    """Allocated, on the reference backend.  n_each: cells for each sequence, of which the pool is made."""
     spec = ModelSpec("tiny", "sha256:0", str(path), 0)
-    options = LoadOptions(n_ctx=n_ctx, n_parallel=n_parallel, n_batch=n_batch, n_cells=n_cells)
-    model = Model.open(spec, options, (), {"cpu": ReferenceBackend("cpu")})
+    options = LoadOptions(n_ctx=n_ctx, n_parallel=n_parallel, n_batch=n_batch)
+    with patch.object(pool, "N_EACH", n_each):
+        model = Model.open(spec, options, (), {"cpu": ReferenceBackend("cpu")})
     assert model.allocate()
     return model
 
@@ -41,12 +48,12 @@ async def engine_of(
     n_parallel: int = 2,
     n_batch: int = 16,
     max_queue: int = 8,
-    n_cells: int = 0,
+    n_each: int = pool.N_EACH,
     *,
     is_speculating: bool = True,
 ) -> AsyncIterator[Engine]:
     """An engine that serves while the block runs.  To its clock nothing takes time, so drafts always pay."""
-    model = open_model(path, n_ctx, n_parallel, n_batch, n_cells)
+    model = open_model(path, n_ctx, n_parallel, n_batch, n_each)
     engine = Engine(model, max_queue, is_speculating=is_speculating, clock=lambda: 0.0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(engine.run)
@@ -57,13 +64,35 @@ async def engine_of(
 
 async def collect(engine: Engine, request: Generate) -> tuple[list[int], str, Finished]:
     """Tokens, text and last words of one request."""
-    tokens: list[int] = []
-    text = ""
     async with engine.open(request) as sequence:
-        while True:
-            item = await sequence.receive()
-            engine.resume()
-            if isinstance(item, Finished):
-                return tokens, text, item
-            tokens += item.tokens
-            text += item.text
+        chunks, done = await receive(engine, sequence)
+    return [token for chunk in chunks for token in chunk.tokens], "".join(c.text for c in chunks), done
+
+
+async def receive(engine: Engine, sequence: EngineSequence) -> tuple[list[Chunk], Finished]:
+    """Everything that is left of an open sequence."""
+    chunks: list[Chunk] = []
+    while not isinstance(item := await sequence.receive(), Finished):
+        engine.resume()
+        chunks.append(item)
+    return chunks, item
+
+
+Step = Callable[[], Awaitable[list[Drawn]]]
+
+
+def around_steps(
+    engine: Engine, around: Callable[[Step, Mapping[str, Array], Sequence[Part]], Awaitable[list[Drawn]]]
+) -> None:
+    """Have `around` take the engine's steps from now on; it is given the step, its inputs and its parts."""
+    step = engine._device.step  # pyright: ignore[reportPrivateUsage]
+
+    async def wrapped(
+        executable: Executable,
+        inputs: Mapping[str, Array],
+        parts: Sequence[Part],
+        meanwhile: Callable[[], None],
+    ) -> list[Drawn]:
+        return await around(lambda: step(executable, inputs, parts, meanwhile), inputs, parts)
+
+    engine._device.step = wrapped  # pyright: ignore[reportPrivateUsage,reportAttributeAccessIssue]

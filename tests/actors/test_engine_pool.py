@@ -1,20 +1,29 @@
 """Sequences that share a pool of cells too small for all: whatever happens, each says what it says alone."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import trio
 
-from actors.protocol import DoneReason, Finished, Generate, Logprob, Sampling
+from actors.protocol import DoneReason, Generate, Logprob, Sampling
 from actors.runner.engine import Engine
 from actors.runner.forward import Drawn, Part
 from actors.runner.lookup import Lookup
 from actors.runner.sequence import Sequence as EngineSequence
-from kernels.executable import Executable
 from kernels.ops.op import Array
-from tests.actors.engine_rig import GREEDY, PROMPT, TINY, collect, engine_of, write_model
+from tests.actors.engine_rig import (
+    GREEDY,
+    PROMPT,
+    TINY,
+    Step,
+    around_steps,
+    collect,
+    engine_of,
+    receive,
+    write_model,
+)
 
 N_CTX = 96
 
@@ -36,41 +45,31 @@ def check_pages(engine: Engine) -> None:
 
 def watch_pages(engine: Engine) -> None:
     """`check_pages` before and after every batch."""
-    step = engine._device.step  # pyright: ignore[reportPrivateUsage]
 
-    async def checked(
-        executable: Executable,
-        inputs: Mapping[str, Array],
-        parts: Sequence[Part],
-        meanwhile: Callable[[], None],
-    ) -> list[Drawn]:
+    async def checked(step: Step, inputs: Mapping[str, Array], parts: Sequence[Part]) -> list[Drawn]:
+        del parts
         check_pages(engine)
         cells = inputs["cells"].tolist()
         assert len(cells) == len(set(cells))
-        drawn = await step(executable, inputs, parts, meanwhile)
+        drawn = await step()
         check_pages(engine)
         return drawn
 
-    engine._device.step = checked  # pyright: ignore[reportPrivateUsage,reportAttributeAccessIssue]
+    around_steps(engine, checked)
 
 
 def hold_until(engine: Engine, n_sequences: int) -> list[int]:
     """Nothing is computed before so many sequences have come; how many shared each batch from then on."""
-    step = engine._device.step  # pyright: ignore[reportPrivateUsage]
     n_parts: list[int] = []
 
-    async def held(
-        executable: Executable,
-        inputs: Mapping[str, Array],
-        parts: Sequence[Part],
-        meanwhile: Callable[[], None],
-    ) -> list[Drawn]:
+    async def held(step: Step, inputs: Mapping[str, Array], parts: Sequence[Part]) -> list[Drawn]:
+        del inputs
         while not n_parts and len([*engine._roster]) < n_sequences:  # pyright: ignore[reportPrivateUsage]
             await trio.lowlevel.checkpoint()
         n_parts.append(len(parts))
-        return await step(executable, inputs, parts, meanwhile)
+        return await step()
 
-    engine._device.step = held  # pyright: ignore[reportPrivateUsage,reportAttributeAccessIssue]
+    around_steps(engine, held)
     return n_parts
 
 
@@ -93,13 +92,10 @@ class Guesses(Lookup):
 
 async def guessed(engine: Engine, request: Generate, answer: Sequence[int], rng: random.Random) -> list[int]:
     """The tokens of a request whose drafts are mostly right."""
-    tokens: list[int] = []
     async with engine.open(request) as sequence:
         sequence.lookup = Guesses(sequence, answer, rng)
-        while not isinstance(item := await sequence.receive(), Finished):
-            engine.resume()
-            tokens += item.tokens
-    return tokens
+        chunks, _ = await receive(engine, sequence)
+    return [token for chunk in chunks for token in chunk.tokens]
 
 
 def random_request(rng: random.Random) -> Generate:
@@ -126,7 +122,9 @@ async def test_any_interleaving_gives_each_sequence_the_tokens_it_gives_alone(
     async with engine_of(model_path, N_CTX, n_parallel=1, is_speculating=False) as engine:
         alone = [(await collect(engine, request))[0] for request in requests]
     together: dict[int, list[int]] = {}
-    async with engine_of(model_path, N_CTX, n_cells=N_CTX, n_parallel=4, n_batch=16, max_queue=99) as engine:
+    async with engine_of(
+        model_path, N_CTX, n_each=N_CTX // 4, n_parallel=4, n_batch=16, max_queue=99
+    ) as engine:
         watch_pages(engine)
 
         async def ask(i: int) -> None:
@@ -152,7 +150,7 @@ async def test_any_interleaving_gives_each_sequence_the_tokens_it_gives_alone(
 
 
 async def test_more_sequences_run_than_would_fit_at_full_length(model_path: Path) -> None:
-    async with engine_of(model_path, n_ctx=64, n_cells=160, n_parallel=3, n_batch=16) as engine:
+    async with engine_of(model_path, n_ctx=64, n_each=53, n_parallel=3, n_batch=16) as engine:
         n_parts = hold_until(engine, 3)
         async with trio.open_nursery() as nursery:
             for begin in range(3):
@@ -163,7 +161,7 @@ async def test_more_sequences_run_than_would_fit_at_full_length(model_path: Path
 
 async def test_the_youngest_is_paused_and_the_oldest_goes_on(model_path: Path) -> None:
     ended: list[tuple[str, DoneReason, int]] = []
-    async with engine_of(model_path, n_cells=96, n_parallel=2, n_batch=16) as engine:
+    async with engine_of(model_path, n_each=48, n_parallel=2, n_batch=16) as engine:
         hold_until(engine, 2)
 
         async def ask(name: str, prompt: tuple[int, ...]) -> None:
@@ -181,18 +179,15 @@ async def test_the_youngest_is_paused_and_the_oldest_goes_on(model_path: Path) -
 
 async def test_a_reader_that_stops_gives_way_to_everybody(model_path: Path) -> None:
     request = Generate(PROMPT[:4], GREEDY, n_predict=60)
-    async with engine_of(model_path, n_cells=64, n_parallel=2, n_batch=16) as engine:
+    async with engine_of(model_path, n_each=32, n_parallel=2, n_batch=16) as engine:
         expected, _, _ = await collect(engine, request)
         async with engine.open(request) as stopped:
             while stopped.can_run or stopped.slot is None:
                 await trio.lowlevel.checkpoint()
             await collect(engine, Generate(PROMPT[5:40], GREEDY, n_predict=20))  # takes both pages
             assert stopped.slot is None
-            tokens: list[int] = []
-            while not isinstance(item := await stopped.receive(), Finished):
-                engine.resume()
-                tokens += item.tokens
-    assert tokens == expected
+            chunks, _ = await receive(engine, stopped)
+    assert [token for chunk in chunks for token in chunk.tokens] == expected
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(seed=3, temperature=0.7, repeat_penalty=1.3)])
@@ -202,13 +197,10 @@ async def test_right_guesses_make_fewer_batches_of_the_same_tokens_and_probabili
     request = Generate(PROMPT, sampling, n_predict=60, n_logprobs=2)
 
     async def said(engine: Engine, answer: Sequence[int]) -> list[Logprob]:
-        entries: list[Logprob] = []
         async with engine.open(request) as sequence:
             sequence.lookup = Guesses(sequence, answer, random.Random(1))
-            while not isinstance(item := await sequence.receive(), Finished):
-                engine.resume()
-                entries += item.logprobs
-        return entries
+            chunks, _ = await receive(engine, sequence)
+        return [entry for chunk in chunks for entry in chunk.logprobs]
 
     async with engine_of(model_path, n_ctx=128, is_speculating=False) as plain:
         expected = await said(plain, ())
