@@ -52,6 +52,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_loaded: Count = 0  # models in memory; 0: three per device
     max_queue: Annotated[int, msgspec.Meta(ge=1)] = 512  # that wait for a load, or at a runner; more get 503
     truncate: bool = True  # leave out of a prompt what does not fit; False: answer 400 with the numbers
+    max_repetition: Count = 1024  # tokens of one group over and over after which an answer ends; 0: never
     kv_type: KvType = "f16"  # of keys and values; q8_0 is about half of f16
     gpu_overhead_bytes: Count = 0  # kept free on every GPU, besides what the layout keeps anyway
     sched_spread: bool = False  # spread every model over all GPUs instead of over as few as suffice

@@ -21,7 +21,8 @@ PROTOCOL_CHANGES = {
     3: "Diagnose and MeasureDevices; Device says compute, memory_from, swap_bytes, bytes_per_s, copy_s; "
     "Devices lists usable ones only; LoadPlan shows contexts; Explain may name a model, Explanation tells of "
     "loads; Loaded tells who waits; Keep; Alloc is answered by LoadProgress items, too",
-    4: "MemoryReport says n_cells, the pool of all sequences; Generate may name its n_ctx",
+    4: "MemoryReport says n_cells, the pool of all sequences; Generate may name n_ctx and max_repetition; an "
+    "answer may end with the reason repetition",
 }
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -569,6 +570,7 @@ class Generate(Msg, frozen=True):
     truncate: bool = True
     shift: bool = True
     n_ctx: Count = 0  # positions that it may use; 0, or more than there are: those that the model has
+    max_repetition: Count = 0  # tokens of one group over and over after which it ends; 0: it goes on for ever
     n_logprobs: int = -1  # -1: none; k: the chosen token's and the k most likely
     resume: tuple[TokenId, ...] = ()  # tokens already delivered by a runner that died
 
@@ -603,6 +605,7 @@ class DoneReason(enum.Enum):
     STOP_STRING = "stop_string"
     LIMIT = "limit"
     CONTEXT = "context"
+    REPETITION = "repetition"
 
 
 class Finished(Msg, frozen=True):

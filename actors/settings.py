@@ -217,6 +217,7 @@ SETTINGS: Final = (
     Setting("max_loaded", _whole(0), "N", "Models in memory", "three per device", "OLLAMA_MAX_LOADED_MODELS"),
     Setting("max_queue", _whole(1), "N", "Requests that may wait", "512", "OLLAMA_MAX_QUEUE"),
     Setting("truncate", _truth, "YES", "Cut prompts that do not fit, or answer 400", "yes"),
+    Setting("max_repetition", _whole(0), "N", "Tokens of a loop before it is ended; 0: never", "1024"),
     Setting("kv_type", _one_of(*KV_TYPES), "TYPE", ", ".join(KV_TYPES), "f16", "OLLAMA_KV_CACHE_TYPE"),
     Setting(
         "gpu_overhead_bytes", n_bytes, "SIZE", "Kept free on every GPU besides", "0", "OLLAMA_GPU_OVERHEAD"

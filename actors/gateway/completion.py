@@ -88,7 +88,9 @@ class _Run:
 class Completions:
     """Runs jobs."""
 
-    def __init__(self, links: Links, leases: Leases, metrics: Metrics) -> None:
+    def __init__(self, links: Links, leases: Leases, metrics: Metrics, max_repetition: int) -> None:
+        """max_repetition: see `Generate`."""
+        self._max_repetition = max_repetition
         self._links = links
         self._leases = leases
         self._metrics = metrics
@@ -143,6 +145,7 @@ class Completions:
             truncate=job.truncate,
             shift=job.shift,
             n_ctx=run.n_ctx,
+            max_repetition=self._max_repetition,
             n_logprobs=job.n_logprobs,
             resume=tuple(run.delivered),
         )

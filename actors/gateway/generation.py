@@ -34,6 +34,7 @@ DONE_REASONS = {
     DoneReason.STOP_STRING: "stop",
     DoneReason.LIMIT: "length",
     DoneReason.CONTEXT: "length",
+    DoneReason.REPETITION: "length",  # cut off, not complete: the clients know no better word
 }
 
 

@@ -45,6 +45,9 @@ class Metrics:
         self._predicted_tokens = Counter(
             "gateway_predicted_tokens", "Tokens generated", registry=self._registry
         )
+        self._answers = Counter(
+            "gateway_answers", "Generations that came to their end", ("reason",), registry=self._registry
+        )
         self._resumed = Counter(
             "gateway_streams_resumed", "Streams carried to another runner", registry=self._registry
         )
@@ -75,6 +78,7 @@ class Metrics:
 
     def finished(self, finished: Finished) -> None:
         """A generation came to its end."""
+        self._answers.labels(finished.reason.value).inc()
         self._prompt_tokens.inc(finished.prompt_tokens)
         self._cached_tokens.inc(finished.cached_tokens)
         self._predicted_tokens.inc(finished.predicted_tokens)

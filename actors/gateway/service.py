@@ -54,7 +54,7 @@ class Gateway:
             links = self._links = Links(nursery, "gateway")
             leases = Leases(nursery, links, config.socket_address("scheduler"))
             peers = Peers(links, {name: config.socket_address(name) for name in MEASURED})
-            completions = Completions(links, leases, self._metrics)
+            completions = Completions(links, leases, self._metrics, config.max_repetition)
             generator = Generator(
                 self._library, self._renderer, completions, self._metrics, may_truncate=config.truncate
             )

@@ -14,6 +14,7 @@ from actors.runner.cache.causal import Slot
 from actors.runner.forward import Draw, Drawn
 from actors.runner.lookup import Lookup
 from actors.runner.output import Output
+from actors.runner.repetition import LOOK_EVERY, repeats
 from kernels.ops.sampling import SamplingParams
 
 Offer = Callable[["Chunk | Finished"], bool]
@@ -83,6 +84,8 @@ class Sequence:
             return DoneReason.STOP_STRING
         if self.n_drawn >= self.n_limit:
             return DoneReason.LIMIT
+        if self._is_looping():
+            return DoneReason.REPETITION
         return DoneReason.CONTEXT if len(self.history) > self.n_ctx else None
 
     def start(self, n_cached: int) -> None:
@@ -108,6 +111,8 @@ class Sequence:
         self.drawn.append(drawn)
         if self.n_drawn >= self.n_limit:
             self._stop(DoneReason.LIMIT)
+        elif self._is_looping():
+            self._stop(DoneReason.REPETITION)
         elif self.request.stop:
             self.tell()  # only the text says whether it goes on
 
@@ -121,6 +126,15 @@ class Sequence:
         if self.reason is not None:
             reason, self.reason = self.reason, None
             self._say_finished(reason)
+
+    def _is_looping(self) -> bool:
+        """Of what was generated, not of what was asked; looked at now and then, at the same tokens always."""
+        n_most = self.request.max_repetition
+        return (
+            0 < n_most <= self.n_drawn
+            and self.n_drawn % LOOK_EVERY == 0
+            and repeats(self.history[-n_most:], n_most)
+        )
 
     def end(self, reason: DoneReason) -> None:
         """Nothing more is to be drawn: send what is held and the counts."""

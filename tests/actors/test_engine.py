@@ -18,6 +18,7 @@ from actors.protocol import Chunk, DoneReason, Finished, Generate, LoadOptions, 
 from actors.runner.engine import Engine
 from actors.runner.forward import ThreadDevice
 from actors.runner.model import Model
+from actors.runner.repetition import LOOK_EVERY
 from actors.runner.sequence import Sequence
 from kernels.cpu.backend import CpuBackend
 from kernels.executable import Executable
@@ -359,6 +360,22 @@ async def test_a_stream_whose_last_words_alone_were_lost_ends_without_drawing(
         tokens, text, done = await collect(engine, request)
         assert engine.n_batches == 0
     assert (tokens, text, done.reason, done.predicted_tokens) == ([], "", reason, 0)
+
+
+async def test_a_loop_is_ended_by_a_reason_of_its_own_also_by_a_second_runner(model_path: Path) -> None:
+    again = Sampling(temperature=0, frequency_penalty=-2.0, repeat_last_n=-1)
+    request = Generate(PROMPT[:4], again, n_predict=200, max_repetition=50)
+    async with engine_of(model_path, n_ctx=256) as engine:
+        endless, _, done = await collect(engine, msgspec.structs.replace(request, max_repetition=0))
+        assert (done.reason, len(endless)) == (DoneReason.LIMIT, 200)
+        tokens, _, done = await collect(engine, request)
+        assert (done.reason, tokens) == (DoneReason.REPETITION, endless[: len(tokens)])
+        assert 50 <= len(tokens) < 50 + 2 * LOOK_EVERY
+        for n_delivered in (len(tokens) - 1, len(tokens)):
+            rest, _, done = await collect(
+                engine, msgspec.structs.replace(request, resume=tuple(tokens[:n_delivered]))
+            )
+            assert (done.reason, rest) == (DoneReason.REPETITION, tokens[n_delivered:])
 
 
 async def test_an_unlimited_or_absurd_length_ends_after_ten_contexts(model_path: Path) -> None:

@@ -162,6 +162,7 @@ async def test_a_random_seed_is_chosen_before_the_runner_is_asked(rig: Rig) -> N
         (DoneReason.STOP_STRING, "stop"),
         (DoneReason.LIMIT, "length"),
         (DoneReason.CONTEXT, "length"),
+        (DoneReason.REPETITION, "length"),
     ],
 )
 async def test_done_reasons_are_named_as_ollama_names_them(rig: Rig, reason: DoneReason, text: str) -> None:
