@@ -599,13 +599,19 @@ class Chunk(Msg, frozen=True):
 
 
 class DoneReason(enum.Enum):
-    """Why a sequence ended; the gateway decides what each API calls it."""
+    """Why a sequence ended; the gateway decides what each API calls it.
+
+    A runner counts the last two and does not send them: nobody is left to hear of a cancelled sequence, and
+    an error is told as an error.
+    """
 
     EOS = "eos"
     STOP_STRING = "stop_string"
     LIMIT = "limit"
     CONTEXT = "context"
     REPETITION = "repetition"
+    CANCELLED = "cancelled"
+    ERROR = "error"
 
 
 class Finished(Msg, frozen=True):

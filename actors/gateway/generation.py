@@ -34,7 +34,10 @@ DONE_REASONS = {
     DoneReason.STOP_STRING: "stop",
     DoneReason.LIMIT: "length",
     DoneReason.CONTEXT: "length",
-    DoneReason.REPETITION: "length",  # cut off, not complete: the clients know no better word
+    # cut off, not complete: the clients know no better word
+    DoneReason.REPETITION: "length",
+    DoneReason.CANCELLED: "length",
+    DoneReason.ERROR: "length",
 }
 
 

@@ -89,6 +89,7 @@ class Engine:
         self.n_inputs = 0
         self.n_drafted = 0
         self.n_right = 0
+        self._n_ended = dict.fromkeys(DoneReason, 0)
         self.gap_s = 0.0
 
     def gauges(self) -> dict[str, float]:
@@ -105,6 +106,7 @@ class Engine:
             "inputs_total": self.n_inputs,
             "drafted_tokens_total": self.n_drafted,
             "drafted_tokens_right_total": self.n_right,
+            **{f"sequences_ended_total:{reason.value}": n for reason, n in self._n_ended.items()},
         }
 
     @asynccontextmanager
@@ -138,6 +140,7 @@ class Engine:
             yield sequence
         finally:  # the reader is gone or satisfied
             self._roster.remove(sequence)
+            self._n_ended[sequence.reason or DoneReason.CANCELLED] += 1
             self._wake.set()
 
     def resume(self) -> None:

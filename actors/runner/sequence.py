@@ -52,7 +52,8 @@ class Sequence:
     is_done: bool = False  # nothing more is computed; the last words may still have to be told
     error: RuntimeFault | None = None
     drawn: list[Drawn] = field(default_factory=list[Drawn])  # tokens whose text is not made yet
-    reason: DoneReason | None = None
+    reason: DoneReason | None = None  # why it is done; it may still have to be told
+    is_told: bool = False  # the counts and the reason were sent
     unsent: deque[Chunk | Finished] = field(default_factory=deque["Chunk | Finished"])
     is_in_hand: bool = False  # the reader has received an item that may still wait for room
     is_over: bool = False  # the last item was offered and taken
@@ -123,9 +124,9 @@ class Sequence:
         self.drawn.clear()
         if self.output.stop_string:
             self._stop(DoneReason.STOP_STRING)
-        if self.reason is not None:
-            reason, self.reason = self.reason, None
-            self._say_finished(reason)
+        if self.reason is not None and not self.is_told:
+            self.is_told = True
+            self._say_finished()
 
     def _is_looping(self) -> bool:
         """Of what was generated, not of what was asked; looked at now and then, at the same tokens always."""
@@ -146,17 +147,18 @@ class Sequence:
             self.reason = reason
         self.is_done = True
 
-    def _say_finished(self, reason: DoneReason) -> None:
+    def _say_finished(self) -> None:
         """The last allowed token may complete a stop string while what is held is sent."""
         self._send(self.output.flush())
         if self.output.stop_string:
-            reason = DoneReason.STOP_STRING
+            self.reason = DoneReason.STOP_STRING
+        assert self.reason is not None
         now_s = time.monotonic()
         started_s = self.started_s or now_s
         first_s = self.first_s or now_s
         self._send(
             Finished(
-                reason=reason,
+                reason=self.reason,
                 prompt_tokens=self.n_prompt,
                 cached_tokens=self.n_cached,
                 dropped_tokens=self.n_dropped,
@@ -173,7 +175,8 @@ class Sequence:
         """End with an error that concerns this sequence alone."""
         self.tell()
         self.error = error
-        self.is_done = True
+        self._stop(DoneReason.ERROR)
+        self.is_told = True
         self._wake_reader()
 
     async def receive(self) -> Chunk | Finished:

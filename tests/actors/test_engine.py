@@ -205,6 +205,18 @@ async def test_probabilities_that_are_no_numbers_fail_their_own_sequence_only(po
     assert len(results[0]) == 10
 
 
+async def test_ends_are_counted_by_reason(poisoned_path: Path) -> None:
+    async with engine_of(poisoned_path, n_ctx=32) as engine:
+        await collect(engine, Generate(PROMPT[:4], GREEDY, n_predict=2))
+        await collect(engine, Generate(PROMPT[:4], GREEDY, shift=False))
+        with pytest.raises(ModelError):
+            await collect(engine, Generate((1, POISON), GREEDY))
+        async with engine.open(Generate(PROMPT[:4], GREEDY)):
+            pass
+        ended = {name: n for name, n in engine.gauges().items() if name.startswith("sequences_ended") and n}
+    assert ended == {f"sequences_ended_total:{why}": 1 for why in ("limit", "context", "cancelled", "error")}
+
+
 async def test_leaving_in_the_middle_of_a_prompt_gives_everything_back(model_path: Path) -> None:
     async with engine_of(model_path, n_batch=4) as engine:
         async with engine.open(Generate(PROMPT, GREEDY)):

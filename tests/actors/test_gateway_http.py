@@ -196,6 +196,7 @@ async def test_metrics_count_what_was_served(rig: Rig) -> None:
     text = (await rig.client.get("/metrics")).text
     assert 'gateway_requests_total{endpoint="/api/chat",status="200"} 1.0' in text
     assert "gateway_predicted_tokens_total 4.0" in text
+    assert 'gateway_answers_total{reason="eos"} 1.0' in text
     assert "gateway_prompt_tokens_total 7.0" in text
 
 
