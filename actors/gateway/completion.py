@@ -17,12 +17,12 @@ from actors.gateway.leases import Leases, OnWait, unheard
 from actors.gateway.links import Links
 from actors.gateway.metrics import Metrics
 from actors.gateway.options import Options
+from actors.gateway.trials import Trial, Trials
 from actors.link import Link
 from actors.protocol import Acquire, Chunk, Finished, Generate, ModelSpec, Tokenize, Tokens
 
 log = logging.getLogger(__name__)
 
-MAX_RUNNERS = 3  # the first, and two more: a prompt that kills three is the cause itself
 RESUME_S = 0.5  # the scheduler hears of a death at once, but maybe after us
 NO_RUNNER_TRIES = 20  # leases at an address where nobody listens any more
 TOKENIZE_S = 60.0  # many megabytes of text take seconds
@@ -43,7 +43,7 @@ MakePrompt = Callable[[Tokenizer, int], Awaitable[tuple[Prompt, LeftOut]]]
 
 
 class RunnerLost(PeerGone):
-    """Every runner that was given the request died."""
+    """A runner died of the request, or none of those that were leased was there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,7 @@ class _Run:
     n_ctx: int = 0  # of the first runner, so that the text does not change with the second
     delivered: list[int] = field(default_factory=list[int])
     is_started: bool = False  # a runner has taken it
+    is_suspect: bool = False  # one died of it, maybe, and it has not gone on since
 
 
 class Completions:
@@ -94,6 +95,7 @@ class Completions:
         self._links = links
         self._leases = leases
         self._metrics = metrics
+        self._trials = Trials()
 
     async def load(self, acquire: Acquire) -> None:
         """Have a model loaded, and set how long it stays."""
@@ -105,25 +107,30 @@ class Completions:
 
         `on_wait` hears what is waited for while there is no lease.
 
-        RunnerLost when MAX_RUNNERS died of it; what scheduler and runner refuse with, as it is.
+        RunnerLost when a second one died of it; what scheduler and runner refuse with, as it is.
         """
         began_s = trio.current_time()
         load_s: float | None = None
-        run, n_deaths, n_absent = _Run(), 0, 0
+        run, n_absent = _Run(), 0
         while True:
-            async with self._leases.lease(job.acquire, on_wait) as lease:
+            async with (
+                self._trials.entry(job.model.digest, is_suspect=run.is_suspect) as trial,
+                self._leases.lease(job.acquire, on_wait) as lease,
+            ):
                 load_s = trio.current_time() - began_s if load_s is None else load_s
                 run.is_started = False
                 try:
                     async with self._links.use(lease.address) as link:
-                        finished = await self._generate(link, job, lease.n_ctx, run, on_chunk)
+                        trial.begin(link)
+                        finished = await self._generate(link, job, lease.n_ctx, run, trial, on_chunk)
                         break
                 except PeerGone as exc:
                     log.warning("runner %s is gone: %s", lease.runner_id, exc.message)
-                    n_deaths += run.is_started
                     n_absent += not run.is_started
-                    if n_deaths >= MAX_RUNNERS or n_absent >= NO_RUNNER_TRIES:
+                    is_cause = run.is_started and trial.died()
+                    if (is_cause and run.is_suspect) or n_absent >= NO_RUNNER_TRIES:
                         raise _lost() from exc
+                    run.is_suspect |= is_cause
             await trio.sleep(RESUME_S)
             if run.is_started:
                 self._metrics.resumed()
@@ -131,7 +138,9 @@ class Completions:
         left_out = LeftOut(run.left_out.n_messages, run.left_out.n_tokens + finished.dropped_tokens)
         return Outcome(finished, load_s, trio.current_time() - began_s, left_out)
 
-    async def _generate(self, link: Link, job: Job, n_ctx: int, run: _Run, on_chunk: OnChunk) -> Finished:
+    async def _generate(
+        self, link: Link, job: Job, n_ctx: int, run: _Run, trial: Trial, on_chunk: OnChunk
+    ) -> Finished:
         run.is_started = True
         if run.prompt is None:
             run.n_ctx = n_ctx
@@ -152,6 +161,8 @@ class Completions:
         n_before = len(run.delivered)
         async with link.request(request) as items:
             async for item in items:
+                trial.passed()
+                run.is_suspect = False
                 match item:
                     case Chunk():
                         run.delivered.extend(item.tokens)

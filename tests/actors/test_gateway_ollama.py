@@ -12,7 +12,8 @@ import pytest
 import trio
 
 from actors.errors import CapacityError, QueueFull, RequestError
-from actors.protocol import DoneReason
+from actors.link import Replies
+from actors.protocol import DoneReason, Generate
 from tests.actors.gateway_rig import INFO, TEMPLATE, THINK_TEMPLATE, FakeRunner, Rig, gateway_rig
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z")
@@ -371,7 +372,52 @@ async def test_a_prompt_that_kills_every_runner_ends_with_ollamas_words(rig: Rig
     status, text = error(await rig.post("/api/chat", {**CHAT, "stream": False}))
     assert status == 500
     assert text.startswith("model runner has unexpectedly stopped")
-    assert n_started == [5]
+    assert n_started == [5, 4]  # a second one, and one that nobody asked for
+
+
+async def test_a_poisonous_request_is_told_apart_and_the_others_go_on(rig: Rig) -> None:
+    runners = [rig.runner]
+
+    class Mortal(FakeRunner):
+        """Dies of poison, at the first once everybody is there."""
+
+        async def _generate(self, request: Generate, replies: Replies) -> None:
+            if "poison" in str(request.prompt):
+                while len(runners) == 1 and len(self.requests) < len(asked):
+                    await trio.lowlevel.checkpoint()
+                runners.append(Mortal())
+                await rig.start_runner(runners[-1], str(len(runners)))
+                self.life.cancel()
+                await trio.sleep_forever()
+            await super()._generate(request, replies)
+
+        def __post_init__(self) -> None:
+            self.before_chunk = self._waits_for_all
+
+        async def _waits_for_all(self, n: int) -> None:
+            if len(runners) == 1 and n == 2:
+                await trio.sleep_forever()
+
+    runners[0] = Mortal()
+    await rig.start_runner(runners[0], "1a")
+    asked = ["a", "b", "poison", "c", "d", "e"]
+    answers: dict[str, httpx.Response] = {}
+
+    async def ask(text: str) -> None:
+        body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "stream": False}
+        answers[text] = await rig.post("/api/chat", body)
+
+    async with trio.open_nursery() as nursery:
+        for text in asked:
+            nursery.start_soon(ask, text)
+    status, text = error(answers.pop("poison"))
+    assert status == 500
+    assert text.startswith("model runner has unexpectedly stopped")
+    assert {a.json()["message"]["content"] for a in answers.values()} == {"Hello, world!"}
+    assert len(answers) == 5
+    assert len(runners) == 3  # the second one died of it, too
+    again = await rig.post("/api/chat", {**CHAT, "stream": False})
+    assert again.json()["message"]["content"] == "Hello, world!"
 
 
 @pytest.mark.parametrize("is_stream", [True, False])
