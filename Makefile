@@ -13,9 +13,11 @@ FUZZ_S ?= 600
 LOADS ?= 10000
 SOAK_S ?= 600
 STEPS ?= 200
+KILLS ?= 50
+REQUESTS ?= 10000
 
 .PHONY: help run test setup dev lint format types unit kernels golden actors system faults fuzz-slice fuzz load-campaign soak \
-        sim-campaign sanitize check-native check-neon work-gate bench docs clean
+        sim-campaign kill-campaign request-campaign sanitize check-native check-neon work-gate bench docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -123,6 +125,12 @@ soak: dev ## random use and kills of the real runtime, SOAK_S seconds
 
 sim-campaign: dev ## STEPS random loads, unloads, hang-ups and kills on simulated devices, some minutes
 	SIM_STEPS=$(STEPS) $(PYTEST) tests/system/test_sim_campaign.py
+
+kill-campaign: dev ## KILLS runners killed under 32 streams, some minutes
+	KILLS=$(KILLS) $(PYTEST) tests/system/test_kills_under_streams.py
+
+request-campaign: dev ## REQUESTS short requests, some given up: memory, files and pages stay as they are
+	REQUESTS=$(REQUESTS) $(PYTEST) tests/system/test_many_requests.py
 
 bench: dev ## measure against the machine's limits and peers; ARGS="--peer llama.cpp=FOLDER", see docs/performance.md
 	$(BIN)/python -m bench $(ARGS)
