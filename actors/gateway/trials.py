@@ -21,16 +21,19 @@ from actors.link import Link
 class _Court:
     """Of one model."""
 
-    n_present: int = 0  # on trial, and waiting for it
+    n_suspects: int = 0  # on trial, and waiting for it; newcomers beside them not
     turn: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(1))
 
 
 class Trial:
     """One request at one runner; on trial until `passed`, or not at all."""
 
-    def __init__(self, court: _Court | None, blamed: WeakSet[Link]) -> None:
-        self._court = court
+    def __init__(
+        self, blamed: WeakSet[Link], court: _Court | None = None, *, is_suspect: bool = False
+    ) -> None:
         self._blamed = blamed
+        self._court = court
+        self._is_suspect = is_suspect
         self._link: Link | None = None
 
     def begin(self, link: Link) -> None:
@@ -54,7 +57,7 @@ class Trial:
     def _leave(self) -> None:
         court, self._court = self._court, None
         if court is not None:
-            court.n_present -= 1
+            court.n_suspects -= self._is_suspect
             court.turn.release()
 
 
@@ -69,16 +72,18 @@ class Trials:
     async def entry(self, digest: str, *, is_suspect: bool) -> AsyncGenerator[Trial]:
         """Enter in turn where there are suspects; leaving the block ends the trial."""
         court = self._courts[digest]
-        if not is_suspect and court.n_present == 0:
-            yield Trial(None, self._blamed)
+        if not is_suspect and court.n_suspects == 0:
+            yield Trial(self._blamed)
             return
-        court.n_present += 1
+        court.n_suspects += is_suspect
         try:
             await court.turn.acquire()
         except trio.Cancelled:
-            court.n_present -= 1
+            court.n_suspects -= is_suspect
             raise
-        trial = Trial(court, self._blamed)
+        trial = Trial(self._blamed, court, is_suspect=is_suspect)
+        if court.n_suspects == 0:
+            trial.passed()  # the last suspect has left: newcomers wait for each other no longer
         try:
             yield trial
         finally:

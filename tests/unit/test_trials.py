@@ -72,6 +72,26 @@ async def test_the_next_one_waits_until_the_answer_of_the_one_before_goes_on() -
         nursery.cancel_scope.cancel()
 
 
+async def test_newcomers_do_not_wait_for_each_other() -> None:
+    trials, n_in = Trials(), 0
+
+    async def come() -> None:
+        nonlocal n_in
+        async with trials.entry("m", is_suspect=False):
+            n_in += 1
+            await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        async with trials.entry("m", is_suspect=True):
+            for _ in range(5):
+                nursery.start_soon(come)
+            await trio.testing.wait_all_tasks_blocked()
+            assert n_in == 0
+        await trio.testing.wait_all_tasks_blocked()
+        assert n_in == 5
+        nursery.cancel_scope.cancel()
+
+
 async def test_other_models_are_not_held_up() -> None:
     trials = Trials()
     async with trials.entry("m", is_suspect=True), trials.entry("other", is_suspect=True):
