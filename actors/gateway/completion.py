@@ -83,7 +83,6 @@ class _Run:
     n_ctx: int = 0  # of the first runner, so that the text does not change with the second
     delivered: list[int] = field(default_factory=list[int])
     is_started: bool = False  # a runner has taken it
-    is_suspect: bool = False  # one died of it, maybe, and it has not gone on since
 
 
 class Completions:
@@ -111,10 +110,10 @@ class Completions:
         """
         began_s = trio.current_time()
         load_s: float | None = None
-        run, n_absent = _Run(), 0
+        run, n_absent, is_suspect = _Run(), 0, False
         while True:
             async with (
-                self._trials.entry(job.model.digest, is_suspect=run.is_suspect) as trial,
+                self._trials.entry(job.model.digest, is_suspect=is_suspect) as trial,
                 self._leases.lease(job.acquire, on_wait) as lease,
             ):
                 load_s = trio.current_time() - began_s if load_s is None else load_s
@@ -127,10 +126,11 @@ class Completions:
                 except PeerGone as exc:
                     log.warning("runner %s is gone: %s", lease.runner_id, exc.message)
                     n_absent += not run.is_started
-                    is_cause = run.is_started and trial.died()
-                    if (is_cause and run.is_suspect) or n_absent >= NO_RUNNER_TRIES:
+                    is_second = run.is_started and trial.is_of_suspect
+                    if run.is_started:
+                        is_suspect = trial.died()
+                    if is_second or n_absent >= NO_RUNNER_TRIES:
                         raise _lost() from exc
-                    run.is_suspect |= is_cause
             await trio.sleep(RESUME_S)
             if run.is_started:
                 self._metrics.resumed()
@@ -162,7 +162,6 @@ class Completions:
         async with link.request(request) as items:
             async for item in items:
                 trial.passed()
-                run.is_suspect = False
                 match item:
                     case Chunk():
                         run.delivered.extend(item.tokens)

@@ -36,6 +36,11 @@ class Trial:
         self._is_suspect = is_suspect
         self._link: Link | None = None
 
+    @property
+    def is_of_suspect(self) -> bool:
+        """Whether a runner may have died of the request before, and it has not gone on since."""
+        return self._court is not None and self._is_suspect
+
     def begin(self, link: Link) -> None:
         """The runner behind this link gets the request."""
         self._link = link

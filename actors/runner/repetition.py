@@ -4,17 +4,21 @@ Only exact loops count.  Long lists and tables repeat their form, not every toke
 for good gives the same tokens for ever, as its context has become periodic, too.
 """
 
+from array import array
 from collections.abc import Sequence
 from typing import Final
 
-LOOK_EVERY: Final = 16  # tokens; looking takes microseconds, and a loop does not run away
+LOOK_EVERY: Final = 16  # tokens: a loop does not run away
 LEAST_TIMES: Final = 4  # that the group must stand there
 
 
 def repeats(tokens: Sequence[int], n_least: int) -> bool:
     """Whether the tokens, n_least of them or more, are one group LEAST_TIMES times or more (the last cut)."""
-    n_tokens = len(tokens)
-    return n_tokens >= n_least and any(
-        tokens[-1] == tokens[-1 - period] and tokens[period:] == tokens[: n_tokens - period]
-        for period in range(1, n_tokens // LEAST_TIMES + 1)
+    if len(tokens) < n_least:
+        return False
+    ids = array("i", tokens)
+    raw = ids.tobytes()  # compared as a whole, not number by number
+    return any(
+        ids[-1] == ids[-1 - period] and raw.startswith(raw[period * ids.itemsize :])
+        for period in range(1, len(ids) // LEAST_TIMES + 1)
     )

@@ -49,7 +49,6 @@ class Sequence:
     n_cached: int = 0
     n_predicted: int = 0
     n_drawn: int = 0  # tokens ever drawn, also by runners before this one: the position of the next draw
-    is_done: bool = False  # nothing more is computed; the last words may still have to be told
     error: RuntimeFault | None = None
     drawn: list[Drawn] = field(default_factory=list[Drawn])  # tokens whose text is not made yet
     reason: DoneReason | None = None  # why it is done; it may still have to be told
@@ -61,6 +60,11 @@ class Sequence:
     opened_s: float = field(default_factory=time.monotonic)
     started_s: float = 0.0
     first_s: float = 0.0
+
+    @property
+    def is_done(self) -> bool:
+        """Nothing more is computed; the last words may still have to be told."""
+        return self.reason is not None
 
     @property
     def n_pending(self) -> int:
@@ -143,9 +147,7 @@ class Sequence:
         self.tell()
 
     def _stop(self, reason: DoneReason) -> None:
-        if not self.is_done:
-            self.reason = reason
-        self.is_done = True
+        self.reason = self.reason or reason
 
     def _say_finished(self) -> None:
         """The last allowed token may complete a stop string while what is held is sent."""

@@ -66,7 +66,12 @@ async def collect(engine: Engine, request: Generate) -> tuple[list[int], str, Fi
     """Tokens, text and last words of one request."""
     async with engine.open(request) as sequence:
         chunks, done = await receive(engine, sequence)
-    return [token for chunk in chunks for token in chunk.tokens], "".join(c.text for c in chunks), done
+    return tokens_of(chunks), "".join(chunk.text for chunk in chunks), done
+
+
+def tokens_of(chunks: Sequence[Chunk]) -> list[int]:
+    """The tokens of all chunks in order."""
+    return [token for chunk in chunks for token in chunk.tokens]
 
 
 async def receive(engine: Engine, sequence: EngineSequence) -> tuple[list[Chunk], Finished]:

@@ -22,6 +22,7 @@ from tests.actors.engine_rig import (
     collect,
     engine_of,
     receive,
+    tokens_of,
     write_model,
 )
 
@@ -95,7 +96,7 @@ async def guessed(engine: Engine, request: Generate, answer: Sequence[int], rng:
     async with engine.open(request) as sequence:
         sequence.lookup = Guesses(sequence, answer, rng)
         chunks, _ = await receive(engine, sequence)
-    return [token for chunk in chunks for token in chunk.tokens]
+    return tokens_of(chunks)
 
 
 def random_request(rng: random.Random) -> Generate:
@@ -187,7 +188,7 @@ async def test_a_reader_that_stops_gives_way_to_everybody(model_path: Path) -> N
             await collect(engine, Generate(PROMPT[5:40], GREEDY, n_predict=20))  # takes both pages
             assert stopped.slot is None
             chunks, _ = await receive(engine, stopped)
-    assert [token for chunk in chunks for token in chunk.tokens] == expected
+    assert tokens_of(chunks) == expected
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(seed=3, temperature=0.7, repeat_penalty=1.3)])
