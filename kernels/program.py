@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from kernels.dtype import DType
 from kernels.ops.attention import Attention, StoreKV
+from kernels.ops.conv import ShortConv
 from kernels.ops.gate import Activation, Gate
 from kernels.ops.matmul import Matmul
 from kernels.ops.norm import RmsNorm
@@ -190,6 +191,23 @@ class ProgramBuilder:
             softcap,
         )
         self._ops.append(op)
+        return out
+
+    def short_conv(
+        self, x: Tensor, weight: Tensor, state: Tensor, rows: Tensor, sources: Tensor, targets: Tensor
+    ) -> Tensor:
+        """See `ops.conv.ShortConv`."""
+        _expect(len(weight.shape) == 2 and weight.dtype is DType.F32, f"taps {weight} are not F32[k, n_taps]")
+        n_channels, n_taps = weight.shape
+        assert isinstance(n_channels, int), "weights have a known shape"
+        assert isinstance(n_taps, int), "weights have a known shape"
+        _expect(n_taps > 1 and _width(x) == 3 * n_channels, f"short convolution of {x} with {weight}")
+        _expect(
+            state.dtype is DType.F32 and _width(state) == (n_taps - 1) * n_channels,
+            f"state {state} of taps {weight}",
+        )
+        out = self._value("conv", (x.shape[0], n_channels))
+        self._ops.append(ShortConv(self._layer, x, weight, state, rows, sources, targets, out))
         return out
 
     def gate(self, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:

@@ -11,6 +11,7 @@ from kernels.executable import view
 from kernels.host import HostBackend, HostBuffer
 from kernels.memory import OutOfMemory, host_array
 from kernels.ops.attention import Attention, StoreKV, attention_ref, store_kv_ref
+from kernels.ops.conv import ShortConv, short_conv_ref
 from kernels.ops.gate import Gate, gate_ref
 from kernels.ops.matmul import Matmul, matmul_ref
 from kernels.ops.norm import RmsNorm, rms_norm_ref
@@ -22,7 +23,7 @@ from kernels.ops.softcap import SoftCap, softcap_ref
 from kernels.tensor import Bounds, Role, Tensor, shape_of
 
 ALIGNMENT = 64
-KNOWN_OPS = (Rows, RmsNorm, Matmul, Rope, StoreKV, Attention, Gate, SoftCap)
+KNOWN_OPS = (Rows, RmsNorm, Matmul, Rope, StoreKV, Attention, ShortConv, Gate, SoftCap)
 
 
 class ReferenceBackend(HostBackend):
@@ -97,6 +98,8 @@ class ReferenceSegment:
                 self._store(op, values)
             case Attention():
                 self._attend(op, values)
+            case ShortConv():
+                self._convolve(op, values)
             case Gate():
                 gate, up = self._f32(op.gate, values), self._f32(op.up, values)
                 self._write(op.out, values, gate_ref(gate, up, op.activation))
@@ -116,6 +119,11 @@ class ReferenceSegment:
         tables, rows, n_visible = (self._i32(t, values) for t in (op.tables, op.rows, op.n_visible))
         q = self._f32(op.q, values)
         self._write(op.out, values, attention_ref(q, k_state, v_state, tables, rows, n_visible, op))
+
+    def _convolve(self, op: ShortConv, values: Bounds) -> None:
+        x, weight, state = (self._f32(t, values) for t in (op.x, op.weight, op.state))
+        rows, sources, targets = (self._i32(t, values) for t in (op.rows, op.sources, op.targets))
+        self._write(op.out, values, short_conv_ref(x, weight, state, rows, sources, targets))
 
     def _raw(self, tensor: Tensor, values: Bounds) -> Array:
         return view(host_array(self._binding.memory[tensor]), tensor, values)

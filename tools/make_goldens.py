@@ -13,6 +13,8 @@ import transformers
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen2Config,
@@ -31,6 +33,7 @@ CLASSES = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "lfm2": (Lfm2Config, Lfm2ForCausalLM),
     "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
 }
 NAMES = {
@@ -52,7 +55,26 @@ GEMMA3_NAMES = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
-OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+LFM2_NAMES = {
+    "attn_norm": "operator_norm",
+    "attn_output": "self_attn.out_proj",
+    "attn_q_norm": "self_attn.q_layernorm",
+    "attn_k_norm": "self_attn.k_layernorm",
+    "ffn_norm": "ffn_norm",
+    "ffn_gate": "feed_forward.w1",
+    "ffn_up": "feed_forward.w3",
+    "ffn_down": "feed_forward.w2",
+    "shortconv.in_proj": "conv.in_proj",
+    "shortconv.conv": "conv.conv",
+    "shortconv.out_proj": "conv.out_proj",
+}
+OF_ARCH = {"gemma3": GEMMA3_NAMES, "lfm2": LFM2_NAMES}
+OUTER = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "token_embd_norm": "model.embedding_norm",
+    "output": "lm_head",
+}
 
 
 def rope_parameters(tiny: t.Tiny) -> dict[str, object]:
@@ -86,6 +108,18 @@ def gemma3_config(tiny: t.Tiny) -> dict[str, object]:
     }
 
 
+def lfm2_config(tiny: t.Tiny) -> dict[str, object]:
+    """What only lfm2 has, in the words of `transformers`."""
+    kinds = ["conv" if tiny.is_conv(i) else "full_attention" for i in range(tiny.n_layer)]
+    return {
+        "rope_parameters": rope_parameters(tiny),
+        "layer_types": kinds,
+        "conv_L_cache": tiny.n_tap,
+        "block_auto_adjust_ff_dim": False,
+        "norm_eps": t.EPS,
+    }
+
+
 def unpermute(weight: np.ndarray, n_head: int) -> np.ndarray:
     """From GGUF's order of a llama file (neighbours turn together) to that of `transformers` (halves do)."""
     n_out, n_in = weight.shape
@@ -95,15 +129,17 @@ def unpermute(weight: np.ndarray, n_head: int) -> np.ndarray:
 def state_dict(tiny: t.Tiny) -> dict[str, torch.Tensor]:
     """The tiny model's weights under the names of `transformers`."""
     found: dict[str, torch.Tensor] = {}
-    names = NAMES | (GEMMA3_NAMES if tiny.arch == "gemma3" else {})
+    names = NAMES | OF_ARCH.get(tiny.arch, {})
     for name, value in t.weights(tiny).items():
         if tiny.arch == "gemma3" and name.endswith("norm.weight"):
             value = value - np.float32(1)  # which the model adds
         stem, kind = name.rsplit(".", 1)
         if stem.startswith("blk."):
-            _, layer, part = stem.split(".")
+            _, layer, part = stem.split(".", 2)
             if tiny.arch == "llama" and part in ("attn_q", "attn_k"):
                 value = unpermute(value, tiny.n_head if part == "attn_q" else tiny.n_head_kv)
+            if part == "shortconv.conv":
+                value = value[:, None, :]  # one input channel for each output channel
             found[f"model.layers.{layer}.{names[part]}.{kind}"] = torch.from_numpy(value.copy())
         else:
             found[f"{OUTER[stem]}.{kind}"] = torch.from_numpy(value)
@@ -115,7 +151,8 @@ def state_dict(tiny: t.Tiny) -> dict[str, torch.Tensor]:
 def logits(tiny: t.Tiny) -> np.ndarray:
     """[n_tokens, n_vocab] f32 of the fixed prompt."""
     make_config, make_model = CLASSES[tiny.arch]
-    more = gemma3_config(tiny) if tiny.arch == "gemma3" else {"rope_parameters": rope_parameters(tiny)}
+    plain = {"rope_parameters": rope_parameters(tiny)}
+    more = {"gemma3": gemma3_config, "lfm2": lfm2_config}.get(tiny.arch, lambda _: plain)(tiny)
     config = make_config(
         vocab_size=tiny.n_vocab,
         hidden_size=tiny.n_embd,

@@ -20,7 +20,7 @@ import trio
 from actors.errors import ModelError, PeerGone, QueueFull
 from actors.protocol import DoneReason, Generate
 from actors.runner.batch import Share, Waiting, compose
-from actors.runner.cache.causal import CausalCache
+from actors.runner.cache.cache import Cache
 from actors.runner.forward import Drawn, Part, device_of, index_arrays
 from actors.runner.intake import sequence_of
 from actors.runner.model import N_DRAFT_ROWS, Model
@@ -69,9 +69,9 @@ class Engine:
         self._model = model
         self._tokenizer = model.tokenizer  # a prompt may still be tokenised while the model is closed
         self._max_queue = max_queue
-        self._is_speculating = is_speculating
         self._clock = clock
-        self._cache = CausalCache(model.n_pages, model.page_size)
+        self._cache = Cache(model.cache_shape)
+        self._is_speculating = is_speculating and self._cache.can_rewind
         self._roster = Roster(self._cache, model.n_parallel)  # at most max_queue wait in it
         self._n_opening = 0  # prompts that are being tokenised
         self._next_id = 1
@@ -271,7 +271,15 @@ class Engine:
 
     def _shares(self, n_pending: dict[int, int], start: int) -> tuple[list[Share], int]:
         waiting = [Waiting(seq_id, n) for seq_id, n in n_pending.items()]
-        return compose(waiting, self._model.n_batch, start, self._pace.n_prompt)
+        shares, start = compose(waiting, self._model.n_batch, start, self._pace.n_prompt)
+        return [self._cut(share, n_pending[share.seq_id]) for share in shares], start
+
+    def _cut(self, share: Share, n_pending: int) -> Share:
+        """Of a share what the cache wants in one batch."""
+        slot = self._roster.active[share.seq_id].slot
+        assert slot is not None, "who has none cannot run"
+        n_inputs = self._cache.n_inputs(slot, share.n_inputs, n_pending)
+        return Share(share.seq_id, n_inputs, n_inputs == n_pending)
 
     def _part(self, seq_id: int, n_inputs: int, n_pending: int) -> Part:
         """The next n_inputs of a sequence, for which its slot has room."""

@@ -6,13 +6,15 @@ every other on a Python thread.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import trio
 
 from actors.protocol import Logprob, TokenLogprob
-from actors.runner.cache.causal import CausalCache, Slot
+from actors.runner.cache.cache import Cache, Slot
+from actors.runner.cache.pages import Pages, Table
 from actors.runner.tokenizer.tokenizer import Tokenizer
 from kernels.backend import Backend
 from kernels.cpu.backend import CpuBackend
@@ -71,34 +73,52 @@ class Drawn(NamedTuple):
     error: str = ""
 
 
-def index_arrays(parts: Sequence[Part], cache: CausalCache) -> dict[str, Array]:
+def index_arrays(parts: Sequence[Part], cache: Cache) -> dict[str, Array]:
     """The inputs of `models.decoder.Batch`, all i32, for sequences whose slots have room for their parts."""
-    n_pages = max(len(part.slot.pages) for part in parts)
-    tables = np.zeros((len(parts), n_pages), np.int32)
     tokens: list[int] = []
     positions: list[int] = []
-    cells: list[int] = []
     rows: list[int] = []
     outputs: list[int] = []
     for row, (_, slot, inputs, draws) in enumerate(parts):
-        tables[row, : len(slot.pages)] = np.frombuffer(slot.pages, np.int32)
-        n_inputs = len(inputs)
         tokens += inputs
-        positions += range(slot.n_cells, slot.n_cells + n_inputs)
-        cells += cache.cells(slot, n_inputs)
-        rows += [row] * n_inputs
+        positions += range(slot.n_cells, slot.n_cells + len(inputs))
+        rows += [row] * len(inputs)
         outputs += range(len(tokens) - len(draws), len(tokens))
-    named = {"tokens": tokens, "positions": positions, "cells": cells, "rows": rows, "outputs": outputs}
+    named = {"tokens": tokens, "positions": positions, "rows": rows, "outputs": outputs}
+    named["cells"] = _cells(cache.pages, [(p, p.slot.table) for p in parts])
+    if cache.window is not None:
+        named["window_cells"] = _cells(cache.window, [(p, p.slot.window) for p in parts])
+    if cache.rows is not None:
+        named["sources"] = [p.slot.state.current for p in parts]
+        named["targets"] = [cache.rows.target(p.slot.state, p.slot.n_cells + len(p.tokens)) for p in parts]
     # one conversion for all: between two steps each call of numpy begins with a cold cache
-    flat = np.array([*tokens, *positions, *cells, *rows, *outputs], np.int32)
+    flat = np.array(list(chain.from_iterable(named.values())), np.int32)
     arrays: dict[str, Array] = {}
     begin = 0
     for name, values in named.items():
         arrays[name] = flat[begin : begin + len(values)]
         begin += len(values)
     arrays["n_visible"] = flat[len(tokens) : 2 * len(tokens)] + np.int32(1)  # positions, and oneself
-    arrays["tables"] = tables
+    arrays["tables"] = _tables([part.slot.table for part in parts])
+    if cache.window is not None:
+        arrays["window_tables"] = _tables([part.slot.window for part in parts])
     return arrays
+
+
+def _cells(pages: Pages, tables: Sequence[tuple[Part, Table]]) -> list[int]:
+    """The cell of each input."""
+    cells: list[int] = []
+    for part, table in tables:
+        cells += pages.cells(table, part.slot.n_cells, part.slot.n_cells + len(part.tokens))
+    return cells
+
+
+def _tables(tables: Sequence[Table]) -> Array:
+    """[n_seqs, n_pages]; what is not there reads as page 0."""
+    made = np.zeros((len(tables), max(len(table.pages) for table in tables)), np.int32)
+    for row, table in enumerate(tables):
+        made[row, : len(table.pages)] = np.frombuffer(table.pages, np.int32)
+    return made
 
 
 class Device(Protocol):

@@ -12,10 +12,9 @@ from actors.errors import Unsupported
 from actors.pool import pool_cells
 from actors.protocol import LayerPlacement, LoadOptions, MemoryReport, ModelSpec
 from actors.runner.allocation import Allocation
-from actors.runner.cache.causal import PAGE_SIZE
+from actors.runner.cache.shape import PAGE_SIZE, cache_shape
 from actors.runner.devices import no_device
 from actors.runner.memory import Attempt, Sizes, expected_overhead_bytes, memory_report
-from actors.runner.models.decoder import CacheShape
 from actors.runner.models.families import read_hparams
 from actors.runner.models.hparams import Hparams
 from actors.runner.pages import resident_bytes
@@ -66,8 +65,15 @@ class Model:
         self.n_ctx, self.n_pages = pool_of(options, self.hparams.n_ctx_train)
         self.n_batch = min(options.n_batch or DEFAULT_N_BATCH, self.n_ctx)
         self.n_parallel = min(options.n_parallel or 1, self.n_batch)
-        shape = CacheShape(self.n_pages * self.page_size, self.page_size, KV_TYPES[options.kv_type])
-        program = source.program(self.hparams, shape)
+        self.cache_shape = cache_shape(
+            self.n_pages,
+            KV_TYPES[options.kv_type],
+            window=max(self.hparams.windows),
+            is_recurrent=self.hparams.n_tap > 0,
+            n_parallel=self.n_parallel,
+            n_batch=self.n_batch,
+        )
+        program = source.program(self.hparams, self.cache_shape)
         # the smaller plan first: decoding reuses memory that stays in the processor's cache
         self._plans = plans(program, placement, backends, [self._bounds(n) for n in self._buckets()])
         self._blocks = blocks_of(self._plans[-1], placement, backends)

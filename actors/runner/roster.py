@@ -9,7 +9,7 @@ oldest always goes on, and everybody is the oldest at some time.
 from collections.abc import Iterable, Iterator
 
 from actors.protocol import DoneReason
-from actors.runner.cache.causal import CausalCache
+from actors.runner.cache.cache import Cache
 from actors.runner.context import shift
 from actors.runner.sequence import Sequence
 
@@ -17,7 +17,7 @@ from actors.runner.sequence import Sequence
 class Roster:
     """Sequences that are served (`active`, at most n_parallel of them) and those that wait."""
 
-    def __init__(self, cache: CausalCache, n_parallel: int) -> None:
+    def __init__(self, cache: Cache, n_parallel: int) -> None:
         self.active: dict[int, Sequence] = {}
         self.cache = cache
         self.n_paused_total = 0
@@ -54,7 +54,7 @@ class Roster:
         """
         while self.n_free > 0 and (sequence := self._oldest_waiting()):
             slot = self.cache.open(sequence.history)
-            n_pages = self.cache.n_pages_of(len(sequence.history)) - len(slot.pages)
+            n_pages = self.cache.n_lacking(slot, len(sequence.history))
             while self.active and n_pages + len(self.active) > self.cache.n_free:
                 idle = self._youngest(s for s in self.active.values() if not s.can_run)
                 if idle is None:

@@ -10,7 +10,7 @@ import trio
 
 from actors.errors import RuntimeFault
 from actors.protocol import Chunk, DoneReason, Finished, Generate
-from actors.runner.cache.causal import Slot
+from actors.runner.cache.cache import Slot
 from actors.runner.forward import Draw, Drawn
 from actors.runner.lookup import Lookup
 from actors.runner.output import Output

@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
 
+from actors.runner.cache.shape import CacheShape
 from actors.runner.gguf.check import check_without_merges
 from actors.runner.gguf.reader import GGUFFile
-from actors.runner.models.decoder import CacheShape
 from actors.runner.models.families import build_program
 from actors.runner.models.hparams import Hparams
 from actors.runner.reading import Identity, identity_of

@@ -12,6 +12,7 @@ from kernels.ops.sampling import Mask
 ACT_GROUP_N: int
 ACT_GROUP_BYTES: int
 MAX_ROTATED: int
+MAX_TAPS: int
 NOT_FINITE: int
 ALL_MASKED: int
 BAD_HISTORY: int
@@ -121,6 +122,20 @@ class Segment:
         n_pages: int,
     ) -> None: ...
     def add_gate(self, *, gate: int, up: int, out: int, is_gelu: bool, width: int, n: int) -> None: ...
+    def add_short_conv(
+        self,
+        *,
+        x: int,
+        weight: int,
+        state: int,
+        rows: int,
+        sources: int,
+        targets: int,
+        out: int,
+        width: int,
+        n_taps: int,
+        n: int,
+    ) -> None: ...
     def add_softcap(self, *, x: int, out: int, cap: float, width: int, n: int) -> None: ...
     def check_index(self, *, name: str, data: int, limit: int, n: int) -> None: ...
     def check_tables(

@@ -14,6 +14,7 @@ from kernels.dtype import DType
 from kernels.host import HostBackend, HostBuffer
 from kernels.memory import OutOfMemory
 from kernels.ops.attention import Attention, StoreKV
+from kernels.ops.conv import ShortConv
 from kernels.ops.gate import Gate
 from kernels.ops.matmul import Matmul
 from kernels.ops.norm import RmsNorm
@@ -85,6 +86,9 @@ class CpuBackend(HostBackend):
                 return _refuses_states(op.k_state, op.v_state) or _refuses_rotation(op.head_dim, op.rotation)
             case Attention():
                 return _refuses_states(op.k_state, op.v_state)
+            case ShortConv():
+                n_taps = _width(op.weight)
+                return None if n_taps <= _cpu.MAX_TAPS else f"{n_taps} taps are over {_cpu.MAX_TAPS}"
             case RmsNorm() | Gate() | SoftCap():
                 return None
             case _:

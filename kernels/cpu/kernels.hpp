@@ -164,6 +164,18 @@ constexpr int64_t attention_scratch(const CacheShape& cache, int64_t n_queries) 
 // Floats of one chunk's result: for each query of the group its values, their scale's exponent, and their weight.
 constexpr int64_t attention_partial(int64_t n_group, int64_t head_dim) { return n_group * (head_dim + 2); }
 
+// Taps that a convolution has at most: a step keeps them and as many inputs in registers or on the stack.
+constexpr int64_t kMaxTaps = 16;
+
+struct ConvArgs {
+    const float* x;  // [n, 3 * width]
+    const uint8_t* weight;
+    float* state;
+    const int32_t *rows, *sources, *targets;
+    float* out;
+    int64_t n, width, n_taps;
+};
+
 struct GateArgs {
     const float *gate, *up;
     float* out;
@@ -198,6 +210,7 @@ struct Kernels {
     void (*attention)(const AttentionArgs&, const AttentionItem&, float* scratch);
     // the partial results of all chunks of a row, in order, to its output
     void (*merge_chunks)(const AttentionArgs&, int64_t row, int64_t kv, const float* partials);
+    void (*short_conv)(const ConvArgs&, int64_t begin, int64_t end);  // channels
     void (*gate)(const GateArgs&, int64_t begin, int64_t end);        // elements
     void (*softcap)(const SoftCapArgs&, int64_t begin, int64_t end);  // elements
     Limits limits;

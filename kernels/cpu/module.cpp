@@ -166,6 +166,16 @@ void add_gate(Segment& s, Address gate, Address up, Address out, bool is_gelu, i
     s.add(std::move(step));
 }
 
+void add_short_conv(Segment& s, Address x, Address weight, Address state, Address rows, Address sources,
+                    Address targets, Address out, int64_t width, int64_t n_taps, Dim n) {
+    auto step = std::make_unique<ConvStep>();
+    step->args = {at<float>(x),         at<uint8_t>(weight),  at<float>(state), at<int32_t>(rows),
+                  at<int32_t>(sources), at<int32_t>(targets), at<float>(out),   0,
+                  width,                n_taps};
+    step->n = n;
+    s.add(std::move(step));
+}
+
 void add_softcap(Segment& s, Address x, Address out, float cap, int64_t width, Dim n) {
     auto step = std::make_unique<SoftCapStep>();
     step->args = {at<float>(x), at<float>(out), cap};
@@ -174,7 +184,7 @@ void add_softcap(Segment& s, Address x, Address out, float cap, int64_t width, D
     s.add(std::move(step));
 }
 
-void check_index(Segment& s, std::string name, Address data, int64_t limit, Dim n) {
+void check_index(Segment& s, std::string name, Address data, Dim limit, Dim n) {
     s.check(IndexCheck{std::move(name), at<int32_t>(data), n, limit});
 }
 
@@ -268,6 +278,7 @@ NB_MODULE(_cpu, m) {
     m.attr("ACT_GROUP_N") = ActGroup::kSize;
     m.attr("ACT_GROUP_BYTES") = sizeof(ActGroup);
     m.attr("MAX_ROTATED") = 2 * kMaxPairs;
+    m.attr("MAX_TAPS") = kMaxTaps;
 
     m.def("available_isas", [] {
         std::vector<std::string> names;
@@ -305,6 +316,8 @@ NB_MODULE(_cpu, m) {
              "n_visible"_a, "out"_a, "workspace"_a, "n_head"_a, "cache"_a, "window"_a, "scale"_a, "softcap"_a,
              "max_rows"_a, "n"_a, "n_pages"_a)
         .def("add_gate", &add_gate, nb::kw_only(), "gate"_a, "up"_a, "out"_a, "is_gelu"_a, "width"_a, "n"_a)
+        .def("add_short_conv", &add_short_conv, nb::kw_only(), "x"_a, "weight"_a, "state"_a, "rows"_a, "sources"_a,
+             "targets"_a, "out"_a, "width"_a, "n_taps"_a, "n"_a)
         .def("add_softcap", &add_softcap, nb::kw_only(), "x"_a, "out"_a, "cap"_a, "width"_a, "n"_a)
         .def("check_index", &check_index, nb::kw_only(), "name"_a, "data"_a, "limit"_a, "n"_a)
         .def("check_tables", &check_tables, nb::kw_only(), "names"_a, "tables"_a, "rows"_a, "n_visible"_a,

@@ -57,7 +57,7 @@ void execute(const void* context, const PoolThread& thread) {
 
 void Segment::run(const Values& values) {
     for (const IndexCheck& check : index_checks_)
-        verify(check.name, check.data, value_of(check.n, values), 0, check.limit);
+        verify(check.name, check.data, value_of(check.n, values), 0, value_of(check.limit, values));
     for (TableCheck& check : table_checks_) verify(check, values);
     const Run run{kernels_, steps_, values, *pool_};
     pool_->run(execute, &run);

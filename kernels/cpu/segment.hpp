@@ -31,8 +31,7 @@ public:
 struct IndexCheck {
     std::string name;
     const int32_t* data;
-    Dim n;
-    int64_t limit;
+    Dim n, limit;
 };
 
 // Rows name sequences that exist, what they see fits their tables, and the pages they use exist.

@@ -5,6 +5,7 @@ from kernels.cpu import _cpu
 from kernels.dtype import DType
 from kernels.memory import host_array
 from kernels.ops.attention import Attention, StoreKV
+from kernels.ops.conv import ShortConv
 from kernels.ops.gate import Gate
 from kernels.ops.matmul import Matmul
 from kernels.ops.norm import RmsNorm
@@ -51,6 +52,8 @@ class SegmentBuilder:
                 self._store_kv(op)
             case Attention():
                 self._attention(op)
+            case ShortConv():
+                self._short_conv(op)
             case Gate():
                 self._gate(op)
             case SoftCap():
@@ -61,7 +64,7 @@ class SegmentBuilder:
             self._quantized = None
 
     def _rows(self, op: Rows) -> None:
-        self._check_index(op.ids, value_of(op.table.shape[0], self._binding.bounds))
+        self._check_index(op.ids, op.table.shape[0])
         self.segment.add_rows(
             table=self._read(op.table),
             ids=self._index(op.ids),
@@ -122,7 +125,7 @@ class SegmentBuilder:
         )
 
     def _store_kv(self, op: StoreKV) -> None:
-        self._check_index(op.cells, value_of(op.k_state.shape[0], self._binding.bounds))
+        self._check_index(op.cells, op.k_state.shape[0])
         self.segment.add_store_kv(
             k=self._f32(op.k),
             v=self._f32(op.v),
@@ -156,6 +159,23 @@ class SegmentBuilder:
             n_pages=self._dim(op.tables.shape[1]),
         )
 
+    def _short_conv(self, op: ShortConv) -> None:
+        self._check_index(op.rows, op.sources.shape[0])
+        for index in (op.sources, op.targets):
+            self._check_index(index, op.state.shape[0])
+        self.segment.add_short_conv(
+            x=self._f32(op.x),
+            weight=self._f32(op.weight),
+            state=self._write(op.state),
+            rows=self._index(op.rows),
+            sources=self._index(op.sources),
+            targets=self._index(op.targets),
+            out=self._write(op.out),
+            width=_width(op.out),
+            n_taps=_width(op.weight),
+            n=self._dim(op.x.shape[0]),
+        )
+
     def _gate(self, op: Gate) -> None:
         self.segment.add_gate(
             gate=self._f32(op.gate),
@@ -175,13 +195,13 @@ class SegmentBuilder:
             n=self._dim(op.x.shape[0]),
         )
 
-    def _check_index(self, index: Tensor, limit: int) -> None:
+    def _check_index(self, index: Tensor, limit: Dim) -> None:
         index = self._given(index)
         key = (index, limit)
         if key not in self._checked:
             self._checked.add(key)
             self.segment.check_index(
-                name=index.name, data=self._index(index), limit=limit, n=self._dim(index.shape[0])
+                name=index.name, data=self._index(index), limit=self._dim(limit), n=self._dim(index.shape[0])
             )
 
     def _check_tables(self, op: Attention) -> None:

@@ -180,6 +180,17 @@ private:
     }
 };
 
+// Threads share channels, which have nothing to do with one another: each carries its own from input to input.
+struct ConvStep final : Step {
+    ConvArgs args;
+    Dim n;
+    void run(const Kernels& kernels, const Values& values, int, const PoolThread& thread) const override {
+        ConvArgs now = args;
+        now.n = value_of(n, values);
+        share(thread, now.width, kLineFloats, [&](int64_t begin, int64_t end) { kernels.short_conv(now, begin, end); });
+    }
+};
+
 struct GateStep final : Step {
     GateArgs args;
     int64_t width;

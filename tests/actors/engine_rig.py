@@ -23,9 +23,9 @@ GREEDY = Sampling(temperature=0)
 PROMPT = tuple(t.prompt(TINY, 40))
 
 
-def write_model(path: Path) -> Path:
+def write_model(path: Path, tiny: t.Tiny = TINY) -> Path:
     """The tiny model's file."""
-    t.write(path, TINY, t.weights(TINY))
+    t.write(path, tiny, t.weights(tiny))
     return path
 
 

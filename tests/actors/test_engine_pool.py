@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from actors.protocol import DoneReason, Generate, Logprob, Sampling
+from actors.runner.cache.rows import ZERO
 from actors.runner.engine import Engine
 from actors.runner.forward import Drawn, Part
 from actors.runner.lookup import Lookup
@@ -25,6 +26,7 @@ from tests.actors.engine_rig import (
     tokens_of,
     write_model,
 )
+from tests.golden import tiny as t
 
 N_CTX = 96
 
@@ -34,14 +36,27 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("pool") / "tiny.gguf")
 
 
+@pytest.fixture(scope="module", params=["qwen3", "gemma3", "lfm2"])
+def any_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of models whose layers see all, look back a window, or have a recurrent state."""
+    variant: str = request.param
+    return write_model(tmp_path_factory.mktemp(variant) / "tiny.gguf", t.VARIANTS[variant])
+
+
 def check_pages(engine: Engine) -> None:
     """Pages in use are those that slots list, and none of what is written lies in two of them."""
     roster, cache = engine._roster, engine._cache  # pyright: ignore[reportPrivateUsage]
     slots = [s.slot for s in roster if s.slot is not None]
     assert len(slots) == len(roster.active)
-    assert cache.n_held == len({page for slot in slots for page in slot.pages})
-    written = [page for slot in slots for page in slot.pages[len(slot.digests) :]]
+    assert cache.n_held == len({page for slot in slots for page in slot.table.pages})
+    written = [page for slot in slots for page in slot.table.pages[len(slot.digests) :]]
     assert len(written) == len(set(written))
+    if cache.window is not None:
+        listed = {page for slot in slots for page in slot.window.pages[slot.window.n_gone :]}
+        assert cache.window.pool.n - cache.window.pool.n_free == len(listed)
+    if cache.rows is not None:
+        rows = {row for s in slots for row in (s.state.current, s.state.work, s.state.spare)}
+        assert cache.rows.pool.n - cache.rows.pool.n_free == len(rows | {ZERO})
 
 
 def watch_pages(engine: Engine) -> None:
@@ -52,6 +67,8 @@ def watch_pages(engine: Engine) -> None:
         check_pages(engine)
         cells = inputs["cells"].tolist()
         assert len(cells) == len(set(cells))
+        for name in ("window_cells", "targets"):  # what else is written
+            assert name not in inputs or len(set(inputs[name].tolist())) == len(inputs[name])
         drawn = await step()
         check_pages(engine)
         return drawn
@@ -116,15 +133,15 @@ def random_request(rng: random.Random) -> Generate:
 
 @pytest.mark.parametrize("seed", range(8))
 async def test_any_interleaving_gives_each_sequence_the_tokens_it_gives_alone(
-    seed: int, model_path: Path
+    seed: int, any_path: Path
 ) -> None:
     rng = random.Random(seed)
     requests = [random_request(rng) for _ in range(10)]
-    async with engine_of(model_path, N_CTX, n_parallel=1, is_speculating=False) as engine:
+    async with engine_of(any_path, N_CTX, n_parallel=1, is_speculating=False) as engine:
         alone = [(await collect(engine, request))[0] for request in requests]
     together: dict[int, list[int]] = {}
     async with engine_of(
-        model_path, N_CTX, n_each=N_CTX // 4, n_parallel=4, n_batch=16, max_queue=99
+        any_path, N_CTX, n_each=N_CTX // 4, n_parallel=4, n_batch=16, max_queue=99
     ) as engine:
         watch_pages(engine)
 
@@ -145,9 +162,21 @@ async def test_any_interleaving_gives_each_sequence_the_tokens_it_gives_alone(
                 for _ in range(rng.randrange(20)):
                     await trio.lowlevel.checkpoint()
         gauges = engine.gauges()
+        can_rewind = engine._cache.can_rewind  # pyright: ignore[reportPrivateUsage]
     assert [together[i] for i in range(len(requests))] == alone
     assert (gauges["cache_pages_held"], gauges["sequences_active"]) == (0, 0)
-    assert gauges["drafted_tokens_right_total"] > 0
+    assert (gauges["drafted_tokens_right_total"] > 0) == can_rewind
+
+
+async def test_a_next_turn_costs_its_own_tokens_and_a_page(any_path: Path) -> None:
+    async with engine_of(any_path, n_ctx=128, n_parallel=2, n_batch=32) as engine:
+        _, _, first = await collect(engine, Generate(PROMPT, GREEDY, n_predict=40))
+        turn = (*first.context, 1, 2, 3)
+        await collect(engine, Generate(PROMPT[5:30], GREEDY, n_predict=20))  # somebody else
+        _, _, second = await collect(engine, Generate(turn, GREEDY, n_predict=3))
+        _, _, other = await collect(engine, Generate((*PROMPT, 7, 8), GREEDY, n_predict=3))
+    assert second.prompt_tokens - second.cached_tokens < 32 + 3
+    assert other.cached_tokens == 32  # another answer to the same prompt
 
 
 async def test_more_sequences_run_than_would_fit_at_full_length(model_path: Path) -> None:

@@ -46,6 +46,7 @@ MODELS = {
     "qwen3": replace(t.VARIANTS["qwen3"], n_layer=N_LAYER),
     "q4_k": t.Tiny("qwen3", n_embd=256, head_dim=64, n_ff=512, n_layer=N_LAYER, seed=11),
     "gemma3": replace(t.VARIANTS["gemma3"], n_layer=N_LAYER, period=2),
+    "lfm2": replace(t.VARIANTS["lfm2"], n_layer=N_LAYER),
 }
 LAYOUTS = {
     "all on one": (A, A, A, A, A),
@@ -97,9 +98,10 @@ def requests(tiny: t.Tiny) -> list[Generate]:
         ("tied", OPTIONS),
         ("q4_k", OPTIONS),
         ("gemma3", OPTIONS),
+        ("lfm2", OPTIONS),
         ("qwen3", LoadOptions(n_ctx=64, n_batch=16, n_parallel=3, kv_type="q8_0")),
     ],
-    ids=["llama", "tied", "q4_k", "gemma3", "q8_0 cache"],
+    ids=["llama", "tied", "q4_k", "gemma3", "lfm2", "q8_0 cache"],
 )
 async def test_every_layout_gives_the_tokens_of_the_host_alone(
     name: str,

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from actors.runner.cache.causal import CausalCache, Slot
+from actors.runner.cache.cache import Cache, Slot
+from actors.runner.cache.rows import n_rows_of
+from actors.runner.cache.shape import CacheShape
 from actors.runner.forward import Draw, Part, index_arrays
 from actors.runner.gguf.reader import GGUFFile
-from actors.runner.models.decoder import CacheShape
 from actors.runner.models.families import build_program, read_hparams
 from kernels.backend import Backend
 from kernels.dtype import DType
@@ -29,10 +30,14 @@ class Bound:
     def __init__(
         self, path: Path, backend: Backend, cache_dtype: DType = DType.F32, n_batch: int = 64
     ) -> None:
-        self.cache = CausalCache(4 * -(-N_CTX // PAGE_SIZE), PAGE_SIZE)
         file = GGUFFile.open(path)
         hparams = read_hparams(file)
-        shape = CacheShape(self.cache.n_pages * PAGE_SIZE, PAGE_SIZE, cache_dtype)
+        # windows have fewer pages than what is computed fills, so that they come to be given up
+        window = max(hparams.windows)
+        n_window_cells = 4 * (window + N_CTX // 2) // PAGE_SIZE * PAGE_SIZE if window else 0
+        n_rows = n_rows_of(4) if hparams.n_tap else 0
+        shape = CacheShape(4 * N_CTX, PAGE_SIZE, cache_dtype, n_window_cells, window, n_rows)
+        self.cache = Cache(shape)
         program = build_program(file, hparams, shape)
         name = backend.name
         bounds = {"n_tokens": n_batch, "n_outputs": n_batch, "n_seqs": 4, "n_pages": N_CTX // PAGE_SIZE}

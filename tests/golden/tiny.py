@@ -36,7 +36,18 @@ class Tiny:
     window: int = 0  # tokens that a layer with a window sees, its own among them
     period: int | tuple[bool, ...] = 6  # from one layer without a window to the next, or which have one
     logit_softcap: float = 0.0
+    n_tap: int = 0  # of convolutions, which layers have that are not in `attends`
+    attends: tuple[int, ...] = ()
     seed: int = 1
+
+    @property
+    def last_norm(self) -> str:
+        """The name of the norm before the output matrix."""
+        return "token_embd_norm" if self.arch == "lfm2" else "output_norm"
+
+    def is_conv(self, layer: int) -> bool:
+        """Whether the layer is a convolution."""
+        return self.n_tap > 0 and layer not in self.attends
 
     @property
     def is_local(self) -> list[bool]:
@@ -65,6 +76,8 @@ VARIANTS: Mapping[str, Tiny] = {
         period=3,
         seed=9,
     ),
+    "lfm2": Tiny("lfm2", n_layer=5, is_tied=True, rope_base=1e6, n_tap=3, attends=(2, 4), seed=11),
+    "lfm2-last": Tiny("lfm2", n_layer=3, is_tied=True, rope_base=1e6, n_tap=4, attends=(0,), seed=12),
     "gemma3-capped": Tiny(
         "gemma3",
         n_layer=3,
@@ -93,25 +106,34 @@ def shapes(tiny: Tiny) -> dict[str, tuple[int, ...]]:
     q, kv = tiny.n_head * tiny.head_dim, tiny.n_head_kv * tiny.head_dim
     found: dict[str, tuple[int, ...]] = {"token_embd": (tiny.n_vocab, tiny.n_embd)}
     for i in range(tiny.n_layer):
-        layer: dict[str, tuple[int, ...]] = {
-            "attn_norm": (tiny.n_embd,),
-            "attn_q": (q, tiny.n_embd),
-            "attn_k": (kv, tiny.n_embd),
-            "attn_v": (kv, tiny.n_embd),
-            "attn_output": (tiny.n_embd, q),
+        layer: dict[str, tuple[int, ...]] = {"attn_norm": (tiny.n_embd,)}
+        if tiny.is_conv(i):
+            layer |= {
+                "shortconv.in_proj": (3 * tiny.n_embd, tiny.n_embd),
+                "shortconv.conv": (tiny.n_embd, tiny.n_tap),
+                "shortconv.out_proj": (tiny.n_embd, tiny.n_embd),
+            }
+        else:
+            layer |= {
+                "attn_q": (q, tiny.n_embd),
+                "attn_k": (kv, tiny.n_embd),
+                "attn_v": (kv, tiny.n_embd),
+                "attn_output": (tiny.n_embd, q),
+            }
+        layer |= {
             "ffn_norm": (tiny.n_embd,),
             "ffn_gate": (tiny.n_ff, tiny.n_embd),
             "ffn_up": (tiny.n_ff, tiny.n_embd),
             "ffn_down": (tiny.n_embd, tiny.n_ff),
         }
-        if tiny.arch in ("qwen3", "gemma3"):
+        if tiny.arch in ("qwen3", "gemma3", "lfm2") and not tiny.is_conv(i):
             layer |= {"attn_q_norm": (tiny.head_dim,), "attn_k_norm": (tiny.head_dim,)}
         if tiny.arch == "gemma3":
             layer |= {"post_attention_norm": (tiny.n_embd,), "post_ffw_norm": (tiny.n_embd,)}
         found |= {f"blk.{i}.{name}.weight": shape for name, shape in layer.items()}
         if tiny.arch == "qwen2":
             found |= {f"blk.{i}.attn_{n}.bias": (w,) for n, w in (("q", q), ("k", kv), ("v", kv))}
-    found |= {"token_embd.weight": found.pop("token_embd"), "output_norm.weight": (tiny.n_embd,)}
+    found |= {"token_embd.weight": found.pop("token_embd"), f"{tiny.last_norm}.weight": (tiny.n_embd,)}
     if not tiny.is_tied:
         found["output.weight"] = (tiny.n_vocab, tiny.n_embd)
     return found
@@ -158,7 +180,11 @@ def write(
     writer.add_embedding_length(tiny.n_embd)
     writer.add_feed_forward_length(tiny.n_ff)
     writer.add_head_count(tiny.n_head)
-    writer.add_head_count_kv(tiny.n_head_kv)
+    if tiny.n_tap:
+        writer.add_head_count_kv([0 if tiny.is_conv(i) else tiny.n_head_kv for i in range(tiny.n_layer)])
+        writer.add_shortconv_l_cache(tiny.n_tap)
+    else:
+        writer.add_head_count_kv(tiny.n_head_kv)
     writer.add_key_length(tiny.head_dim)
     writer.add_value_length(tiny.head_dim)
     writer.add_layer_norm_rms_eps(EPS)

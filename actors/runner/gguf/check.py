@@ -14,7 +14,7 @@ from actors.errors import Unsupported
 from actors.runner import _native
 from actors.runner.gguf.reader import GGUFFile
 
-FAMILIES = ("llama", "qwen2", "qwen3", "gemma3")
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma3", "lfm2")
 # Bounds a few times above the largest model known, so that products of sizes stay far below 2^63.
 MAX_LAYERS = 1024
 MAX_EMBD = 1 << 18
@@ -90,16 +90,12 @@ def _bounded(file: GGUFFile, key: str, limit: int, default: int | None = None) -
 
 def _check_sizes(file: GGUFFile, arch: str) -> int:
     """Layers, widths, heads and context; gives head_dim."""
-    _bounded(file, f"{arch}.block_count", MAX_LAYERS)
+    n_layer = _bounded(file, f"{arch}.block_count", MAX_LAYERS)
     _bounded(file, f"{arch}.context_length", MAX_CTX)
     _bounded(file, f"{arch}.feed_forward_length", MAX_FF)
     n_embd = _bounded(file, f"{arch}.embedding_length", MAX_EMBD)
     n_head = _bounded(file, f"{arch}.attention.head_count", MAX_HEADS)
-    n_head_kv = _bounded(file, f"{arch}.attention.head_count_kv", MAX_HEADS, n_head)
-    if n_head % n_head_kv:
-        file.fail(
-            f"{n_head_kv} key/value heads do not divide {n_head} heads ('{arch}.attention.head_count_kv')"
-        )
+    _check_kv_heads(file, f"{arch}.attention.head_count_kv", n_layer, n_head)
     key_length = f"{arch}.attention.key_length"
     if key_length not in file.metadata and n_embd % n_head:
         file.fail(f"{n_head} heads do not divide an embedding of {n_embd}, and {key_length!r} is missing")
@@ -110,6 +106,18 @@ def _check_sizes(file: GGUFFile, arch: str) -> int:
     if not 0 < eps < 1:  # a NaN fails this too
         file.fail(f"key {eps_key!r} is {eps}, expected a number between 0 and 1")
     return head_dim
+
+
+def _check_kv_heads(file: GGUFFile, key: str, n_layer: int, n_head: int) -> None:
+    """Layers have key/value heads that divide the others evenly, but for those without attention: 0."""
+    counts = set(file.get_per_layer(key, n_layer, n_head))
+    if not counts - {0}:
+        file.fail(f"key {key!r} is 0, expected 1 to {MAX_HEADS} in one layer at least")
+    for n_head_kv in counts - {0}:
+        if not 1 <= n_head_kv <= MAX_HEADS:
+            file.fail(f"key {key!r} is {n_head_kv}, expected 1 to {MAX_HEADS}")
+        if n_head % n_head_kv:
+            file.fail(f"{n_head_kv} key/value heads do not divide {n_head} heads ({key!r})")
 
 
 def _check_rope(file: GGUFFile, arch: str, head_dim: int) -> None:

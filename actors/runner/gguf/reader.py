@@ -125,6 +125,16 @@ class GGUFFile:
         value = self.metadata.get(key)
         return value if isinstance(value, np.ndarray) else self._other(key, "an array of numbers", default)
 
+    def get_per_layer(self, key: str, n_layer: int, default: int | _Required = REQUIRED) -> tuple[int, ...]:
+        """As `get_int`, for a number that all layers share or each has of its own, [n_layer]."""
+        value = self.metadata.get(key)
+        if not isinstance(value, np.ndarray):
+            return (self.get_int(key, default),) * n_layer
+        if len(value) != n_layer or not np.issubdtype(value.dtype, np.integer):
+            found = f"{len(value)} values of {value.dtype.name}"
+            self.fail(f"key {key!r} is {found}, expected an integer, or one for each of {n_layer} layers")
+        return tuple(int(n) for n in value)
+
     def fail(self, what: str, mend: str = "", kind: type[ModelError] = ModelError) -> NoReturn:
         """Raise ModelError (or a kind of it) about this file."""
         raise kind(f"{self.name}: {what}", where="runner.gguf", mend=mend)

@@ -1,44 +1,69 @@
 """What llama-like decoders share: the batch's inputs, paged attention, feed-forward, the stack of layers.
 
-A family gives its own `Attention` and `FeedForward` where they differ; `build` turns file and sizes into a
+A family gives its own `Parts` where they differ; `build` turns file and sizes into a
 program.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from functools import cached_property
+from typing import ClassVar, NamedTuple, Protocol
 
+from actors.runner.cache.shape import CacheShape
 from actors.runner.gguf.reader import GGUFFile
 from actors.runner.models.hparams import Hparams
 from actors.runner.models.module import Embedding, Linear, Module, RMSNorm, Weights, gguf
-from kernels.dtype import DType
 from kernels.ops.gate import Activation
 from kernels.ops.rope import Rotation
 from kernels.program import Program, ProgramBuilder
 from kernels.tensor import N_OUTPUTS, N_PAGES, N_SEQS, N_TOKENS, Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class CacheShape:
-    """The causal cache that a program reads and writes."""
+class Pages(NamedTuple):
+    """Where layers find keys and values: states of n_cells, each input's cell, each sequence's pages."""
 
     n_cells: int
-    page_size: int
-    dtype: DType
+    cells: Tensor
+    tables: Tensor
 
 
 class Batch:
-    """The inputs of one forward pass; values arrive at run time, so nothing here may look at them."""
+    """The inputs of one forward pass; values arrive at run time, so nothing here may look at them.
+
+    What only some models have is declared when the first layer asks for it.
+    """
 
     def __init__(self, builder: ProgramBuilder, cache: CacheShape) -> None:
         self.cache = cache
+        self._builder = builder
         self.tokens = builder.input("tokens", (N_TOKENS,))
         self.positions = builder.input("positions", (N_TOKENS,))
-        self.cells = builder.input("cells", (N_TOKENS,))
         self.rows = builder.input("rows", (N_TOKENS,))
         self.n_visible = builder.input("n_visible", (N_TOKENS,))
-        self.tables = builder.input("tables", (N_SEQS, N_PAGES))
         self.outputs = builder.input("outputs", (N_OUTPUTS,))
+
+    @cached_property
+    def whole(self) -> Pages:
+        """Of layers that see all cells."""
+        return self._pages(self.cache.n_cells, "")
+
+    @cached_property
+    def window(self) -> Pages:
+        """Of layers that look back a window."""
+        return self._pages(self.cache.n_window_cells, "window_")
+
+    @cached_property
+    def sources(self) -> Tensor:
+        """Rows of recurrent state that sequences go on from."""
+        return self._builder.input("sources", (N_SEQS,))
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """Rows of recurrent state that sequences leave."""
+        return self._builder.input("targets", (N_SEQS,))
+
+    def _pages(self, n_cells: int, prefix: str) -> Pages:
+        cells = self._builder.input(f"{prefix}cells", (N_TOKENS,))
+        return Pages(n_cells, cells, self._builder.input(f"{prefix}tables", (N_SEQS, N_PAGES)))
 
 
 class Attention(Module):
@@ -64,7 +89,9 @@ class Attention(Module):
     def __call__(self, batch: Batch, layer: int, rotation: Rotation, x: Tensor, residual: Tensor) -> Tensor:
         """Attention of normalised x, added to the residual stream."""
         g, h = self.builder, self.hparams
-        shape = (batch.cache.n_cells, h.kv_width)
+        window = h.window_of(layer)
+        pages = batch.window if window else batch.whole
+        shape = (pages.n_cells, h.kv_width)
         k_state = g.state(f"cache_k.{layer}", shape, batch.cache.dtype)
         v_state = g.state(f"cache_v.{layer}", shape, batch.cache.dtype)
         q = g.rope(self.queries(x), batch.positions, h.head_dim, rotation)
@@ -73,7 +100,7 @@ class Attention(Module):
             k,
             v,
             batch.positions,
-            batch.cells,
+            pages.cells,
             k_state,
             v_state,
             head_dim=h.head_dim,
@@ -84,13 +111,13 @@ class Attention(Module):
             q,
             k_state,
             v_state,
-            batch.tables,
+            pages.tables,
             batch.rows,
             batch.n_visible,
             head_dim=h.head_dim,
             page_size=batch.cache.page_size,
             scale=h.attn_scale,
-            window=h.window_of(layer),
+            window=window,
         )
         return self.join(mixed, residual)
 
@@ -137,8 +164,26 @@ class Input(Module):
     embed: Embedding = gguf("token_embd", "n_vocab", "n_embd")
 
 
-AttentionMaker = Callable[[Weights, str], Attention]
+class Mixer(Protocol):
+    """What mixes the inputs of a sequence in one layer: attention, or what stands in its place."""
+
+    def __call__(self, batch: Batch, layer: int, rotation: Rotation, x: Tensor, residual: Tensor) -> Tensor:
+        """Of normalised x [n_tokens, n_embd], added to the residual stream."""
+        ...
+
+
+MixerMaker = Callable[[Weights, str], Mixer]
+HeadMaker = Callable[[Weights], Head]
 FeedForwardMaker = Callable[[Weights, str], FeedForward]
+
+
+class Parts(NamedTuple):
+    """What a family's layers are made of."""
+
+    attention: MixerMaker
+    feed_forward: FeedForwardMaker = FeedForward
+    recurrent: MixerMaker | None = None  # in layers where `Hparams.is_recurrent`
+    head: HeadMaker = Head
 
 
 def build(
@@ -146,8 +191,7 @@ def build(
     hparams: Hparams,
     cache: CacheShape,
     rotations: Sequence[Rotation],
-    attention: AttentionMaker,
-    feed_forward: FeedForwardMaker,
+    parts: Parts,
 ) -> Program:
     """The program of a decoder: inputs of `Batch` -> output "logits" [n_outputs, n_vocab].
 
@@ -163,12 +207,14 @@ def build(
         with g.in_layer(layer):
             prefix = f"blk.{layer}."
             norms = Norms(weights, prefix)
-            x = attention(weights, prefix)(batch, layer, rotations[layer], norms.attn(x), x)
+            mixer = parts.recurrent if hparams.is_recurrent(layer) else parts.attention
+            assert mixer is not None, "only families that have recurrent layers read of them"
+            x = mixer(weights, prefix)(batch, layer, rotations[layer], norms.attn(x), x)
             if layer == hparams.n_layer - 1:
-                x = g.rows(x, batch.outputs)  # later positions need only the cache of this layer
-            x = feed_forward(weights, prefix)(norms.ffn(x), x)
+                x = g.rows(x, batch.outputs)  # later positions need only what this layer keeps
+            x = parts.feed_forward(weights, prefix)(norms.ffn(x), x)
     with g.in_layer(hparams.n_layer):
-        x = Head(weights).norm(x)
+        x = parts.head(weights).norm(x)
         is_tied = not weights.has("output.weight")
         logits = g.matmul(x, embed.weight) if is_tied else Output(weights).logits(x)
         if hparams.logit_softcap > 0:

@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from actors.errors import Unsupported
+from actors.runner.cache.shape import CacheShape
 from actors.runner.gguf.reader import GGUFFile
-from actors.runner.models import gemma3, llama, qwen2, qwen3
-from actors.runner.models.decoder import AttentionMaker, CacheShape, FeedForward, FeedForwardMaker, build
+from actors.runner.models import gemma3, lfm2, llama, qwen2, qwen3
+from actors.runner.models.decoder import Parts, build
 from actors.runner.models.hparams import Hparams, read_sizes
 from actors.runner.models.rope import read_base, read_rotation
 from kernels.ops.rope import RopeStyle, Rotation
@@ -23,23 +24,26 @@ def read_one_rotation(file: GGUFFile, hparams: Hparams, style: RopeStyle) -> Seq
 class Family:
     """What distinguishes one family from another."""
 
-    attention: AttentionMaker
+    parts: Parts
     rope_style: RopeStyle
-    feed_forward: FeedForwardMaker = FeedForward
     read_hparams: Callable[[GGUFFile], Hparams] = read_sizes
     read_rotations: Callable[[GGUFFile, Hparams, RopeStyle], Sequence[Rotation]] = read_one_rotation
 
 
 FAMILIES: Mapping[str, Family] = {
-    "llama": Family(llama.LlamaAttention, llama.ROPE_STYLE),
-    "qwen2": Family(qwen2.Qwen2Attention, qwen2.ROPE_STYLE),
-    "qwen3": Family(qwen3.Qwen3Attention, qwen3.ROPE_STYLE),
+    "llama": Family(Parts(llama.LlamaAttention), llama.ROPE_STYLE),
+    "qwen2": Family(Parts(qwen2.Qwen2Attention), qwen2.ROPE_STYLE),
+    "qwen3": Family(Parts(qwen3.Qwen3Attention), qwen3.ROPE_STYLE),
     "gemma3": Family(
-        gemma3.Gemma3Attention,
+        Parts(gemma3.Gemma3Attention, gemma3.Gemma3FeedForward),
         gemma3.ROPE_STYLE,
-        gemma3.Gemma3FeedForward,
         gemma3.read_hparams,
         gemma3.read_rotations,
+    ),
+    "lfm2": Family(
+        Parts(qwen3.Qwen3Attention, recurrent=lfm2.ShortConv, head=lfm2.Lfm2Head),
+        lfm2.ROPE_STYLE,
+        lfm2.read_hparams,
     ),
 }
 
@@ -65,4 +69,4 @@ def build_program(file: GGUFFile, hparams: Hparams, cache: CacheShape) -> Progra
     """The program of any supported model file."""
     family = family_of(hparams.arch)
     rotations = family.read_rotations(file, hparams, family.rope_style)
-    return build(file, hparams, cache, rotations, family.attention, family.feed_forward)
+    return build(file, hparams, cache, rotations, family.parts)

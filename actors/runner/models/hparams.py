@@ -25,6 +25,8 @@ class Hparams:
     eps: float
     attn_scale: float  # of queries times keys
     windows: tuple[int, ...]  # see `window_of`
+    n_tap: int = 0  # of the convolutions in recurrent layers; 0: there are none
+    recurrent: tuple[bool, ...] = ()  # see `is_recurrent`
     embd_scale: float = 1.0  # of a token's embedding on its way in
     logit_softcap: float = 0.0  # 0: none
 
@@ -37,6 +39,15 @@ class Hparams:
     def kv_width(self) -> int:
         """Width of all key (or value) heads; a cell of the cache holds one of each."""
         return self.n_head_kv * self.head_dim
+
+    @property
+    def conv_width(self) -> int:
+        """Width of what goes into a convolution: two gates and a value."""
+        return 3 * self.n_embd
+
+    def is_recurrent(self, layer: int) -> bool:
+        """Whether the layer has a state of one size in place of attention."""
+        return bool(self.recurrent) and self.recurrent[layer]
 
     def window_of(self, layer: int) -> int:
         """Cells before its own that a row of this layer sees; 0: all of them."""
@@ -59,6 +70,12 @@ def read_sizes(file: GGUFFile) -> Hparams:
     if embedding is None or len(embedding.shape) != 2:
         raise ModelError("token_embd.weight [n_embd, n_vocab] is missing", where=file.name)
     n_layer = file.get_int(f"{arch}.block_count")
+    kv_key = f"{arch}.attention.head_count_kv"
+    n_head_kv = set(file.get_per_layer(kv_key, n_layer, n_head)) - {0}  # 0: a layer without attention
+    if len(n_head_kv) != 1:
+        raise Unsupported(
+            "key/value heads of different number are not implemented", where=f"{file.name}: {kv_key}"
+        )
     return Hparams(
         arch=arch,
         n_layer=n_layer,
@@ -66,7 +83,7 @@ def read_sizes(file: GGUFFile) -> Hparams:
         n_ff=file.get_int(f"{arch}.feed_forward_length"),
         n_vocab=embedding.shape[1],
         n_head=n_head,
-        n_head_kv=file.get_int(f"{arch}.attention.head_count_kv", n_head),
+        n_head_kv=n_head_kv.pop(),
         head_dim=head_dim,
         n_ctx_train=file.get_int(f"{arch}.context_length"),
         eps=file.get_float(f"{arch}.attention.layer_norm_rms_epsilon"),

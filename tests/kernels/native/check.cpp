@@ -231,6 +231,28 @@ bool check_attention(const cpu::Kernels& isa, cpu::DType dtype) {
     return report.end();
 }
 
+bool check_conv(const cpu::Kernels& isa) {
+    Report report(isa, "short_conv", "F32", 1e-13);
+    for (const Place place : kPlaces) {
+        for (const int64_t width : {1, 7, 16, 33, 100}) {
+            for (const int64_t n_taps : {2, 3, 16}) {
+                const ConvProblem problem(Random(14), 9, width, n_taps, place);
+                const int64_t n = problem.n * width, n_state = problem.before.size();
+                const Buffer<float> want(n, place), got(n, place), want_state(n_state, place), got_state(n_state, place);
+                std::memcpy(want_state.data(), problem.before.data(), problem.before.n_bytes());
+                std::memcpy(got_state.data(), problem.before.data(), problem.before.n_bytes());
+                problem.run(portable, want_state, want);
+                problem.run(isa, got_state, got);
+                report.close(got, want);
+                report.whole(got);
+                report.bits(got_state.data(), want_state.data(), want_state.n_bytes(), "leaves another state");
+                report.whole(got_state);
+            }
+        }
+    }
+    return report.end();
+}
+
 // An op that makes one number of one (or of two at the same place): some lengths, on both sides of a vector's.
 template <class Make>
 bool check_elements(const cpu::Kernels& isa, const char* op, const char* type, Make make) {
@@ -266,6 +288,7 @@ bool check(const cpu::Kernels& isa) {
     is_right &= check_rope(isa);
     for (const cpu::DType dtype : kCacheTypes) is_right &= check_store(isa, dtype);
     for (const cpu::DType dtype : kCacheTypes) is_right &= check_attention(isa, dtype);
+    is_right &= check_conv(isa);
     for (const bool is_gelu : {false, true}) is_right &= check_gate(isa, is_gelu);
     is_right &= check_softcap(isa);
     return is_right;

@@ -239,6 +239,36 @@ private:
     }
 };
 
+// Two sequences: one stays in its row of the state, one leaves another than it goes on from.
+struct ConvProblem {
+    static constexpr int64_t kRows = 3;
+    int64_t n, width, n_taps;
+    Buffer<float> x, weight, before;
+    Buffer<int32_t> rows, sources, targets;
+
+    ConvProblem(Random random, int64_t n, int64_t width, int64_t n_taps, Place place)
+        : n(n),
+          width(width),
+          n_taps(n_taps),
+          x(normals(random, n * 3 * width, place)),
+          weight(normals(random, width * n_taps, place)),
+          before(normals(random, kRows * (n_taps - 1) * width, place)),
+          rows(n, place),
+          sources(2, place),
+          targets(2, place) {
+        for (int64_t i = 0; i < n; i++) rows[i] = i < n / 3 ? 0 : 1;
+        sources[0] = 0, sources[1] = 1;
+        targets[0] = 0, targets[1] = 2;
+    }
+    // state: a copy of `before`
+    void run(const cpu::Kernels& kernels, const Buffer<float>& state, const Buffer<float>& out) const {
+        const auto* taps = reinterpret_cast<const uint8_t*>(weight.data());
+        kernels.short_conv({x.data(), taps, state.data(), rows.data(), sources.data(), targets.data(), out.data(), n,
+                            width, n_taps},
+                           0, width);
+    }
+};
+
 struct GateProblem {
     bool is_gelu;
     Buffer<float> gate, up;

@@ -79,6 +79,8 @@ void others(const cpu::Kernels& kernels, const Phase& phase) {
     }
     const SoftCapProblem softcap(Random(8), n * kFf, Place::AtStart);
     run_case("softcap", "F32", phase, [&] { softcap.run(kernels, out); });
+    const ConvProblem conv(Random(9), n, kEmbd, 3, Place::AtStart);
+    run_case("short_conv", "F32", phase, [&] { conv.run(kernels, conv.before, out); });
     const RowsProblem rows(Random(7), kFormats[14], n, kEmbd, 8, Place::AtStart);
     run_case("rows", "Q6_K", phase, [&] { rows.run(kernels, out); });
 }
