@@ -169,9 +169,16 @@ void add_gate(Segment& s, Address gate, Address up, Address out, bool is_gelu, i
 void add_short_conv(Segment& s, Address x, Address weight, Address state, Address rows, Address sources,
                     Address targets, Address out, int64_t width, int64_t n_taps, Dim n) {
     auto step = std::make_unique<ConvStep>();
-    step->args = {at<float>(x),         at<uint8_t>(weight),  at<float>(state), at<int32_t>(rows),
-                  at<int32_t>(sources), at<int32_t>(targets), at<float>(out),   0,
-                  width,                n_taps};
+    step->args = {at<float>(x),
+                  at<uint8_t>(weight),
+                  at<float>(state),
+                  at<int32_t>(rows),
+                  at<int32_t>(sources),
+                  at<int32_t>(targets),
+                  at<float>(out),
+                  0,
+                  width,
+                  n_taps};
     step->n = n;
     s.add(std::move(step));
 }

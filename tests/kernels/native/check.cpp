@@ -238,7 +238,8 @@ bool check_conv(const cpu::Kernels& isa) {
             for (const int64_t n_taps : {2, 3, 16}) {
                 const ConvProblem problem(Random(14), 9, width, n_taps, place);
                 const int64_t n = problem.n * width, n_state = problem.before.size();
-                const Buffer<float> want(n, place), got(n, place), want_state(n_state, place), got_state(n_state, place);
+                const Buffer<float> want(n, place), got(n, place), want_state(n_state, place),
+                    got_state(n_state, place);
                 std::memcpy(want_state.data(), problem.before.data(), problem.before.n_bytes());
                 std::memcpy(got_state.data(), problem.before.data(), problem.before.n_bytes());
                 problem.run(portable, want_state, want);

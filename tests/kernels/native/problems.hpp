@@ -263,9 +263,9 @@ struct ConvProblem {
     // state: a copy of `before`
     void run(const cpu::Kernels& kernels, const Buffer<float>& state, const Buffer<float>& out) const {
         const auto* taps = reinterpret_cast<const uint8_t*>(weight.data());
-        kernels.short_conv({x.data(), taps, state.data(), rows.data(), sources.data(), targets.data(), out.data(), n,
-                            width, n_taps},
-                           0, width);
+        kernels.short_conv(
+            {x.data(), taps, state.data(), rows.data(), sources.data(), targets.data(), out.data(), n, width, n_taps},
+            0, width);
     }
 };
 
