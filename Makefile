@@ -17,7 +17,7 @@ KILLS ?= 50
 REQUESTS ?= 10000
 
 .PHONY: help run test setup dev lint format types unit kernels golden actors system faults fuzz-slice fuzz load-campaign soak \
-        sim-campaign kill-campaign request-campaign sanitize check-native check-neon work-gate bench docs clean
+        sim-campaign kill-campaign request-campaign sanitize check-native check-neon work-gate bench bench-load docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -134,6 +134,9 @@ request-campaign: dev ## REQUESTS short requests, some given up: memory, files a
 
 bench: dev ## measure against the machine's limits and peers; ARGS="--peer llama.cpp=FOLDER", see docs/performance.md
 	$(BIN)/python -m bench $(ARGS)
+
+bench-load: dev ## many clients at once; ARGS="--llama-server PROGRAM", see docs/performance.md
+	$(BIN)/python -m bench.load $(ARGS)
 
 docs: dev ## generate docs/protocol.md
 	$(BIN)/python -m tools.protocol_docs
