@@ -152,7 +152,7 @@ class Loading:
             if isinstance(step, Accept):
                 if not await order.may_take(_devices_of(step.placement)) or ledger.n_promises != n_promises:
                     continue  # others took memory since: what was accepted may not be there any more
-                n_ctx, short = step.report.n_ctx, short_n_ctx(step.report.n_ctx_train)
+                n_ctx, short = step.report.n_ctx, self._short_n_ctx(step.report)
                 is_long = self._is_open and n_ctx > short
                 # promised from here on, so that nobody else counts on the same bytes
                 ledger.promise(self.runner_id, step.report)
@@ -175,12 +175,22 @@ class Loading:
 
     @property
     def _is_open(self) -> bool:
-        """Whether nobody named a context, neither the request, nor the model, nor the configuration."""
-        return not (self.options.n_ctx or self.means.n_ctx)
+        """Whether the configuration names no context.
+
+        One that a request names is a limit of that request: the next may name a longer one, and is not to
+        wait for another load.  So it is only the least that is loaded.
+        """
+        return not self.means.n_ctx
+
+    def _short_n_ctx(self, report: MemoryReport) -> int:
+        """The context that is loaded at least."""
+        short = short_n_ctx(report.n_ctx_train)
+        wanted = self.options.n_ctx
+        return min(wanted, report.n_ctx_train or wanted) if wanted else short
 
     async def _fit(self, link: Link, n_ctx_most: int = 0) -> Accept | Evict | Refuse:
         """A fit round; where the context is left open, another at the longest that costs no speed."""
-        n_ctx = N_CTX_SHORT if self._is_open else self.options.n_ctx or self.means.n_ctx
+        n_ctx = max(self.options.n_ctx, self.means.n_ctx) or N_CTX_SHORT
         # nothing placed means all on the CPU: tells how many layers there are and what each takes
         step = await self._round(link, Round.FIT, (), n_ctx)
         if not isinstance(step, Accept) or not self._is_open:

@@ -8,7 +8,7 @@ import pytest
 from actors.errors import QueueFull
 from actors.protocol import LoadOptions
 from tests.actors.fake_runner import Script
-from tests.actors.rig import Rig, rig
+from tests.actors.rig import MIB, Rig, rig
 
 
 @pytest.fixture
@@ -99,11 +99,43 @@ async def test_a_request_while_a_model_unloads_loads_it_anew(runtime: Rig) -> No
 
 async def test_other_options_reload_once_the_model_is_idle(runtime: Rig) -> None:
     model = runtime.model("a")
-    async with runtime.leased(model, LoadOptions(n_ctx=1024)) as first:
-        assert first.n_ctx == 1024
-    async with runtime.leased(model, LoadOptions(n_ctx=2048)) as second:
-        assert second.n_ctx == 2048
+    async with runtime.leased(model, LoadOptions(n_batch=64)) as first:
+        pass
+    async with runtime.leased(model, LoadOptions(n_batch=128)) as second:
         assert second.runner_id != first.runner_id
+
+
+async def test_a_longer_context_than_the_first_request_named_is_no_reason_to_reload(runtime: Rig) -> None:
+    model = runtime.model("a", Script(n_ctx_train=16384))
+    leases: list[tuple[str, int]] = []
+    for n_ctx in (1024, 16384, 2048, 0):
+        async with runtime.leased(model, LoadOptions(n_ctx=n_ctx)) as lease:
+            leases.append((lease.runner_id, lease.n_ctx))
+    assert [n_ctx for _, n_ctx in leases] == [1024, 16384, 2048, 16384]
+    assert len({runner_id for runner_id, _ in leases}) == 1
+
+
+async def test_a_context_beyond_what_fits_at_full_speed_is_loaded_for_who_asks_for_it(run_dir: Path) -> None:
+    async with rig(run_dir) as runtime:
+        runtime.discovery.set_free(100 * MIB)
+        model = runtime.model(
+            "a", Script(weight_bytes=10 * MIB, cache_bytes_per_ctx=2 << 10, n_ctx_train=65536)
+        )
+        async with runtime.leased(model, LoadOptions(n_ctx=1024)) as first:
+            assert first.n_ctx == 1024
+        async with runtime.leased(model, LoadOptions(n_ctx=10000)) as second:
+            assert (second.n_ctx, second.runner_id != first.runner_id) == (10000, True)
+
+
+async def test_a_configured_context_is_what_is_loaded_and_longer_ones_are_loaded_anew(run_dir: Path) -> None:
+    async with rig(run_dir, n_ctx=1024) as runtime:
+        model = runtime.model("a", Script(n_ctx_train=16384))
+        async with runtime.leased(model, LoadOptions(n_ctx=512)) as first:
+            assert first.n_ctx == 512
+        async with runtime.leased(model, LoadOptions(n_ctx=1024)) as second:
+            assert (second.n_ctx, second.runner_id) == (1024, first.runner_id)
+        async with runtime.leased(model, LoadOptions(n_ctx=2048)) as third:
+            assert (third.n_ctx, third.runner_id != first.runner_id) == (2048, True)
 
 
 async def test_an_open_context_is_content_with_a_longer_one_than_the_default(runtime: Rig) -> None:
@@ -132,16 +164,17 @@ async def test_a_context_cut_to_the_trained_one_is_no_reason_to_reload(runtime: 
 
 async def test_a_reload_is_not_starved_by_users_of_the_old_options(runtime: Rig) -> None:
     model = runtime.model("a")
-    async with runtime.acquiring(model, LoadOptions(n_ctx=1024)) as old:
-        await old.lease()
-        async with runtime.acquiring(model, LoadOptions(n_ctx=2048)) as new:
+    async with runtime.acquiring(model, LoadOptions(n_batch=64)) as old:
+        first = await old.lease()
+        async with runtime.acquiring(model, LoadOptions(n_batch=128)) as new:
             await runtime.until_gauge("queued", 1)
-            async with runtime.acquiring(model, LoadOptions(n_ctx=1024)) as late:
+            async with runtime.acquiring(model, LoadOptions(n_batch=64)) as late:
                 await runtime.until_gauge("queued", 2)
                 await old.release()
-                assert (await new.lease()).n_ctx == 2048
+                second = await new.lease()
                 await new.release()
-                assert (await late.lease()).n_ctx == 1024
+                third = await late.lease()
+    assert len({first.runner_id, second.runner_id, third.runner_id}) == 3
 
 
 async def test_a_full_queue_refuses_in_the_words_clients_know(run_dir: Path) -> None:

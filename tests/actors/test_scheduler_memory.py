@@ -134,8 +134,8 @@ async def test_an_allocation_that_fails_is_tried_again_and_evicts_when_it_fails_
 ) -> None:
     async with runtime.leased(runtime.model("other")):
         pass
-    model = runtime.model("a", Script(n_alloc_failures=n_failures))
-    async with runtime.leased(model, LoadOptions(n_ctx=4096)):
+    model = runtime.model("a", Script(n_alloc_failures=n_failures, n_ctx_train=4096))
+    async with runtime.leased(model):
         await runtime.until_loaded(*left)
 
 
@@ -190,8 +190,8 @@ async def test_a_plan_has_the_exact_report_and_loads_nothing(runtime: Rig) -> No
     async with runtime.leased(runtime.model("a")) as lease:
         plan = await runtime.link.ask(PlanLoad(sized(runtime, "b", 30), LoadOptions(n_ctx=1024)), LoadPlan)
         assert plan.fits
-        assert plan.report.n_ctx == 1024
-        assert plan.verdict == "fits: b at n_ctx 1024 needs 30.0 MiB, cpu has 97.0 MiB free"
+        assert plan.report.n_ctx == 8192  # the longest: 1024 is a limit of that request
+        assert plan.verdict == "fits: b at n_ctx 8192 needs 30.0 MiB, cpu has 97.0 MiB free"
         assert [(part.device, part.layers) for part in plan.placement] == [("cpu", (0, 1, 2))]
         assert {model.runner_id for model in (await runtime.loaded()).values()} == {lease.runner_id}
     await runtime.until_runners(1)

@@ -190,9 +190,9 @@ async def test_a_wait_for_users_of_other_options_is_bounded(
 ) -> None:
     monkeypatch.setattr(dispatch, "ROOM_WAIT_S", 0.3)
     model = sized(runtime, "a", 9)
-    async with runtime.leased(model, LoadOptions(n_ctx=1024)):
+    async with runtime.leased(model, LoadOptions(n_batch=64)):
         with pytest.raises(Busy, match="it waited 0 s for 1 users of a to finish"):
-            async with runtime.leased(model, LoadOptions(n_ctx=2048)):
+            async with runtime.leased(model, LoadOptions(n_batch=128)):
                 pass
 
 
@@ -285,9 +285,10 @@ async def test_the_latest_load_is_explained_with_candidates_rounds_and_evictions
     assert [(each.question, each.outcome) for each in decision.rounds] == [
         ("fit", "evict"),
         ("fit", "accept"),
+        ("fit", "accept"),  # at a longer context
         ("alloc", "accept"),
     ]
-    assert [each.free_bytes["cpu"] // MIB for each in decision.rounds] == [40, 100, 100]
+    assert [each.free_bytes["cpu"] // MIB for each in decision.rounds] == [40, 100, 100, 100]
     (eviction,) = decision.evictions
     assert (eviction.device, eviction.shortage_bytes // MIB, eviction.outcome) == ("cpu", 20, "evicting a")
     assert {each.name: each.is_chosen for each in eviction.candidates} == {"a": True, "c": False}
