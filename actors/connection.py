@@ -109,6 +109,11 @@ class Connection:
         self._scope = trio.CancelScope()
         self._why_gone = ""
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has ended, or is about to."""
+        return bool(self._why_gone)
+
     def gone(self) -> PeerGone:
         """The error for whoever still waits on this connection."""
         why = self._why_gone or "it closed"

@@ -126,6 +126,11 @@ class Link:
         self._streams: dict[int, ItemStream] = {}
         self._last_stream = 0
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has ended, for whatever reason: nothing can be asked over it any more."""
+        return self._connection.is_gone
+
     @asynccontextmanager
     async def request(self, message: Request, *, credit: int = 32) -> AsyncGenerator[ItemStream, None]:
         """Open a stream and read its items; leaving the block before the end cancels it.

@@ -1,7 +1,7 @@
 """Connections to other actors, shared by all who need one at the same time.
 
-A connection is opened by its first user and closed after its last, so that none is left to a runner that was
-unloaded.  One that breaks is forgotten at once: the next user opens a new one.
+A connection is opened by its first user, and closed when nobody has used it for a while: greeting each other
+takes as long as a short request.  One that breaks is forgotten at once: the next user opens a new one.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -19,11 +19,13 @@ T = TypeVar("T")
 RETRY_S = 0.25
 MAX_TRIES = 3
 CONNECT_S = 5.0  # a Unix socket answers at once or not at all
+LINGER_S = 10.0  # between requests
 
 
 @dataclass(slots=True, eq=False)
 class _Shared:
     n_users: int = 0
+    left_s: float = 0.0  # when the last user left
     link: Link | None = None
     opening: trio.Lock = field(default_factory=trio.Lock)
     closing: trio.Event = field(default_factory=trio.Event)
@@ -40,7 +42,9 @@ class Links:
     @asynccontextmanager
     async def use(self, address: str) -> AsyncGenerator[Link, None]:
         """A link to the actor at `address`; PeerGone when nobody answers there."""
-        shared = self._shared.setdefault(address, _Shared())
+        shared = self._shared.get(address)
+        if shared is None or (shared.link is not None and shared.link.is_gone):
+            shared = self._shared[address] = _Shared()
         shared.n_users += 1
         try:
             yield await self._open(address, shared)
@@ -49,9 +53,9 @@ class Links:
             raise
         finally:
             shared.n_users -= 1
-            if shared.n_users == 0:
+            shared.left_s = trio.current_time()
+            if shared.n_users == 0 and self._shared.get(address) is not shared:
                 shared.closing.set()
-                self._forget(address, shared)
 
     async def insist(self, address: str, ask: Callable[[Link], Awaitable[T]], *, patience_s: float) -> T:
         """Ask the actor at `address`, waiting up to `patience_s` for it to come (back).
@@ -92,7 +96,12 @@ class Links:
     async def _hold(self, address: str, shared: _Shared, *, task_status: trio.TaskStatus[Link]) -> None:
         async with connect(address, name=self._name) as link:
             task_status.started(link)
-            await shared.closing.wait()
+            while not shared.closing.is_set():
+                with trio.move_on_after(LINGER_S):
+                    await shared.closing.wait()
+                if shared.n_users == 0 and trio.current_time() - shared.left_s >= LINGER_S:
+                    self._forget(address, shared)
+                    return
 
     def _forget(self, address: str, shared: _Shared) -> None:
         if self._shared.get(address) is shared:

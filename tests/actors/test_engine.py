@@ -21,7 +21,17 @@ from actors.runner.sequence import Sequence
 from kernels.cpu.backend import CpuBackend
 from kernels.executable import Executable
 from kernels.ops.op import Array
-from tests.actors.engine_rig import GREEDY, PROMPT, TINY, collect, engine_of, open_model, write_model
+from tests.actors.engine_rig import (
+    GREEDY,
+    PROMPT,
+    TINY,
+    collect,
+    engine_of,
+    open_model,
+    receive,
+    tokens_of,
+    write_model,
+)
 from tests.golden import tiny as t
 
 POISON = 5  # a token whose embedding is not a number
@@ -189,6 +199,21 @@ async def test_a_reader_that_stops_pauses_its_own_sequence_only(model_path: Path
             engine.resume()
             n_taken += len(item.tokens)
         assert n_taken == 80
+
+
+async def test_when_every_reader_stops_nothing_is_computed_until_one_goes_on(model_path: Path) -> None:
+    request = Generate(PROMPT[:8], GREEDY, n_predict=80)
+    async with engine_of(model_path, n_ctx=128, n_parallel=2) as engine:
+        expected, _, _ = await collect(engine, request)
+        async with engine.open(request) as first, engine.open(request) as second:
+            while first.keeps_up or second.keeps_up:
+                await trio.lowlevel.checkpoint()
+            await trio.testing.wait_all_tasks_blocked()
+            n_batches = engine.n_batches
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert engine.n_batches == n_batches
+            for sequence in (first, second):
+                assert tokens_of((await receive(engine, sequence))[0]) == expected
 
 
 async def test_more_sequences_than_the_queue_holds_are_refused(model_path: Path) -> None:
@@ -386,6 +411,23 @@ async def test_logprobs_come_one_a_token_in_falling_order(model_path: Path) -> N
     for entry in entries:
         assert entry.chosen == entry.top[0]
         assert [x.logprob for x in entry.top] == sorted((x.logprob for x in entry.top), reverse=True)
+
+
+async def test_tokens_that_are_no_text_keep_their_log_probabilities(model_path: Path) -> None:
+    # at this temperature every byte is as likely as any other, and most make no UTF-8
+    sampling = Sampling(seed=5, temperature=50.0, top_k=0, top_p=1.0)
+    async with (
+        engine_of(model_path, n_ctx=128) as engine,
+        engine.open(Generate(PROMPT[:8], sampling, n_predict=60, n_logprobs=1)) as sequence,
+    ):
+        chunks, done = await receive(engine, sequence)
+    text = "".join(chunk.text for chunk in chunks)
+    entries = [entry for chunk in chunks for entry in chunk.logprobs]
+    assert "\ufffd" in text
+    assert [entry.chosen.token for entry in entries] == tokens_of(chunks)
+    assert len(entries) == done.predicted_tokens == 60
+    raw = b"".join(engine._tokenizer.piece(token) for token in tokens_of(chunks))  # pyright: ignore[reportPrivateUsage]
+    assert text == raw.decode("utf-8", "replace")
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])

@@ -122,6 +122,20 @@ async def test_max_loaded_evicts_the_least_recently_used(run_dir: Path) -> None:
         await runtime.until_loaded("b", "c")
 
 
+async def test_as_many_models_as_the_devices_there_are_now_allow(runtime: Rig) -> None:
+    models = [runtime.model(name) for name in "abcde"]
+    for model in models[:4]:
+        async with runtime.leased(model):
+            pass
+    await runtime.until_loaded("b", "c", "d")  # three for the host
+    for device in ("gpu:0", "gpu:1"):
+        runtime.discovery.add(device, 4000 * MIB, 4000 * MIB)
+    for model in (models[4], models[0]):
+        async with runtime.leased(model):
+            pass
+    await runtime.until_loaded("a", "b", "c", "d", "e")
+
+
 async def test_an_allocation_that_fails_is_reported_by_name(runtime: Rig) -> None:
     with pytest.raises(CapacityError, match="graph: 64 MiB could not be allocated"):
         async with runtime.leased(runtime.model("a", Script(n_alloc_failures=9))):
