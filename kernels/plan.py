@@ -1,7 +1,8 @@
 """A program bound to devices: which op runs where, which bytes each value occupies, what has to be copied.
 
-Inputs arrive and outputs leave on the host, where `placement.input` is; a value that another device reads is
-copied there before its first reader, through the host's memory where neither device is the host.
+Inputs arrive and outputs leave on the host, where `placement.input` is.  Inputs are copied to the devices that
+read them before anything runs, a value that another device reads before its first reader there, through the
+host's memory where neither device is the host.
 
 `plan()` is a pure function of the program, the placement and the bounds; it allocates nothing, so its memory
 figures are what `fit` answers.  `Plan.bind()` turns it into an `Executable` over memory that exists.
@@ -156,7 +157,8 @@ class _Route:
     """Steps so far, and on which device each input, value and state is."""
 
     def __init__(self, program: Program, placement: Placement, backends: Mapping[str, Backend]) -> None:
-        self.steps: list[Step] = []
+        self._arrivals: list[Step] = []  # copies of inputs
+        self._steps: list[Step] = []
         self.homes = {t: placement.device_of(t.layer) for t in program.states.values()}
         self.homes |= dict.fromkeys(program.inputs.values(), placement.input)
         self._n_layer = program.n_layer
@@ -165,6 +167,11 @@ class _Route:
         self._copies: dict[tuple[Tensor, str], Tensor] = {}
         if not self._are_hosts[self._host]:
             raise PlanError(f"inputs arrive on the host, which {self._host} is not")
+
+    @property
+    def steps(self) -> Sequence[Step]:
+        """All of them, in order."""
+        return [*self._arrivals, *self._steps]
 
     def add(self, op: Op, device: str) -> None:
         """Append an op, and before it the copies of what it reads."""
@@ -176,7 +183,7 @@ class _Route:
                 raise PlanError(f"state {tensor.name} lives on {self.homes[tensor]}, its reader on {device}")
             moved[tensor] = self._on(tensor, device, op.layer)
         self.homes |= {t: device for t in op.writes if t.role is not Role.STATE}
-        self.steps.append(Step(_substitute(op, moved) if moved else op, device))
+        self._steps.append(Step(_substitute(op, moved) if moved else op, device))
 
     def to_host(self, tensor: Tensor) -> Tensor:
         """An output where the host can read it."""
@@ -194,7 +201,8 @@ class _Route:
             copy = replace(tensor, name=f"{tensor.name}@{device}", role=Role.VALUE)
             self._copies[key] = copy
             self.homes[copy] = device
-            self.steps.append(Step(Copy(layer, source, copy), device))
+            steps = self._arrivals if tensor.role is Role.INPUT else self._steps
+            steps.append(Step(Copy(layer, source, copy), device))
         return self._copies[key]
 
 

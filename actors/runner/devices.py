@@ -5,8 +5,11 @@ from collections.abc import Iterable, Mapping
 
 from actors.errors import ConfigError, RequestError, Unsupported
 from actors.protocol import LayerPlacement
+from actors.runner.probe.cuda import find_listed
 from kernels.backend import Backend
 from kernels.cpu.backend import MAX_THREADS, CpuBackend
+from kernels.cuda.backend import CudaBackend
+from kernels.cuda.cupy_driver import CupyDriver
 from kernels.reference import ReferenceBackend
 from kernels.sim.backend import SimBackend
 from kernels.sim.machine import SimMachine
@@ -57,8 +60,18 @@ def no_device(device: str) -> Unsupported:
 
 def _open_device(device: str, host: Backend, sim_dir: str) -> Backend:
     if not sim_dir:
-        raise no_device(device)
+        return _open_cuda(device)
     try:
         return SimBackend(SimMachine(sim_dir), device, host)
     except LookupError as exc:
         raise no_device(device) from exc
+
+
+def _open_cuda(device: str) -> Backend:
+    try:
+        listed = find_listed(device)
+    except Unsupported as exc:
+        raise no_device(device) from exc
+    if listed is None:
+        raise no_device(device)
+    return CudaBackend(device, CupyDriver(listed.ordinal, listed.name))

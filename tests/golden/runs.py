@@ -14,12 +14,14 @@ from actors.runner.gguf.reader import GGUFFile
 from actors.runner.models.families import build_program, read_hparams
 from kernels.backend import Backend
 from kernels.dtype import DType
-from kernels.memory import HostMemory
+from kernels.memory import HostMemory, Memory
 from kernels.ops.sampling import SamplingParams
 from kernels.plan import Placement, plan
+from kernels.reference import ReferenceBackend
 
 F32 = npt.NDArray[np.float32]
 PAGE_SIZE = 8
+HOST = "cpu"  # beside a device
 N_CTX = 64
 WANTED = Draw(SamplingParams(), (), 0, -1)
 
@@ -39,17 +41,26 @@ class Bound:
         shape = CacheShape(4 * N_CTX, PAGE_SIZE, cache_dtype, n_window_cells, window, n_rows)
         self.cache = Cache(shape)
         program = build_program(file, hparams, shape)
-        name = backend.name
         bounds = {"n_tokens": n_batch, "n_outputs": n_batch, "n_seqs": 4, "n_pages": N_CTX // PAGE_SIZE}
-        made = plan(program, Placement((name,) * (hparams.n_layer + 1), name), {name: backend}, bounds)
-        self._graph = backend.allocate(made.graph_bytes[name], "graph")
-        self._states = {t.name: backend.allocate(t.n_bytes({}), "cache") for t in program.states.values()}
-        weights = {
-            (t.name, d): HostMemory(np.frombuffer(file.tensor_bytes(t.name), np.uint8))
-            for t, d in made.weights
-        }
-        states = {name: buffer.memory for name, buffer in self._states.items()}
-        self._executable = made.bind({name: backend}, {name: self._graph.memory}, weights, states)
+        host = backend if backend.is_host else ReferenceBackend(HOST)
+        backends = {host.name: host, backend.name: backend}
+        placement = Placement((backend.name,) * (hparams.n_layer + 1), host.name)
+        made = plan(program, placement, backends, bounds)
+        self._buffers = [backends[device].allocate(n, "graph") for device, n in made.graph_bytes.items()]
+        graphs = {device: b.memory for device, b in zip(made.graph_bytes, self._buffers, strict=True)}
+        states: dict[str, Memory] = {}
+        for tensor in program.states.values():
+            self._buffers.append(backend.allocate(tensor.n_bytes({}), "cache"))
+            states[tensor.name] = self._buffers[-1].memory
+        weights: dict[tuple[str, str], Memory] = {}
+        for tensor, device in made.weights:
+            raw = np.frombuffer(file.tensor_bytes(tensor.name), np.uint8)
+            weights[tensor.name, device] = HostMemory(raw)
+            if not backends[device].is_host:
+                self._buffers.append(backends[device].allocate(raw.nbytes, "weights"))
+                self._buffers[-1].memory.upload(raw)
+                weights[tensor.name, device] = self._buffers[-1].memory
+        self._executable = made.bind(backends, graphs, weights, states)
 
     def open(self) -> Slot:
         """An empty slot."""

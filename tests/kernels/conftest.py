@@ -25,6 +25,7 @@ from kernels.reference import ReferenceBackend
 from kernels.sim.backend import SimBackend
 from kernels.sim.machine import SimMachine
 from kernels.tensor import Role, Tensor
+from tests.cuda import CUDA_BACKENDS
 
 settings.register_profile("kernels", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("kernels")
@@ -48,6 +49,7 @@ SIM_FOLDER = tempfile.TemporaryDirectory()
 BACKENDS: Mapping[str, Backend] = {
     "reference": ReferenceBackend(),
     "sim": simulated(),
+    **CUDA_BACKENDS,
     **{
         f"cpu-{isa}": CpuBackend(n_threads, isa)
         for isa, n_threads in zip(available_isas(), (2, 1, 3, 2), strict=False)
@@ -68,7 +70,6 @@ class Guarded:
         raw = np.full(n_bytes + 2 * GUARD_BYTES + ALIGNMENT + offset, guard, np.uint8)
         skip = -raw.ctypes.data % ALIGNMENT
         self._guard = guard
-        self._start = start
         self._whole = raw[skip:]
         self._before = raw[: skip + start]
         self.array: Bytes = raw[skip + start : skip + start + n_bytes]
@@ -81,13 +82,20 @@ class Guarded:
         if backend.is_host:
             yield HostMemory(self.array)
             return
-        buffer = backend.allocate(self._whole.nbytes, "guarded")
+        # there it begins where the device's allocator would have it begin
+        n_bytes = self.array.nbytes
+        whole = np.full(n_bytes + 2 * GUARD_BYTES, self._guard, np.uint8)
+        whole[GUARD_BYTES : GUARD_BYTES + n_bytes] = self.array
+        buffer = backend.allocate(whole.nbytes, "guarded")
         try:
-            buffer.memory.upload(self._whole)
-            yield buffer.memory.part(self._start, self.array.nbytes)
-            buffer.memory.download(self._whole)
+            buffer.memory.upload(whole)
+            yield buffer.memory.part(GUARD_BYTES, n_bytes)
+            buffer.memory.download(whole)
         finally:
             buffer.free()
+        self.array[...] = whole[GUARD_BYTES : GUARD_BYTES + n_bytes]
+        self._before[len(self._before) - GUARD_BYTES :] = whole[:GUARD_BYTES]
+        self._after[:GUARD_BYTES] = whole[GUARD_BYTES + n_bytes :]
 
     def expect_whole(self, what: str) -> None:
         """Fail when something was written outside."""

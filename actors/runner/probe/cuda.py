@@ -63,6 +63,16 @@ class Cuda:
         return tuple(FreeMemory(d.id, *d.memory) for d in devices if d.memory is not None)
 
 
+def find_listed(device_id: str) -> CupyDevice | None:
+    """The device of this id as CuPy lists it; None when it lists none.  Unsupported when CuPy does not work."""
+    listed = Cupy(LIBRARY).devices()
+    try:
+        by_bus = {gpu.pci_id: gpu for gpu in read_nvml().devices}
+    except Unsupported:
+        by_bus = {}
+    return next((one for one in listed if _of_cupy(one, by_bus.get(one.pci_id)).id == device_id), None)
+
+
 def _without_cupy(
     nvml: Nvml | None, cards: tuple[Card, ...], why: str, silence: str, facts: dict[str, str]
 ) -> LibraryReport:

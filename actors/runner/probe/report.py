@@ -9,7 +9,7 @@ import msgspec
 from actors.config import Config
 from actors.protocol import Device, FreeMemory, LibraryReport
 
-BACKENDS: Final = frozenset({"cpu", "sim"})
+BACKENDS: Final = frozenset({"cpu", "cuda", "sim"})
 """Libraries that runners of this build compute on."""
 
 

@@ -1,0 +1,234 @@
+// Keys and values: written into pages, and attended to (kernels/ops/attention.py has the layout).
+
+#include "common.cuh"
+#include "blocks.cuh"
+
+#define MAX_LANES 8   // dimensions of a head that a lane sums up: heads of up to 256
+#define BLOCK 32      // dimensions that share a scale in q8_0
+
+// One key/value head in one page.
+struct Region {
+    u8* at;
+    int page_size, head_dim;
+
+    __device__ inline u16* scales() const { return (u16*)(at + page_size * head_dim); }
+};
+
+__device__ inline i64 region_bytes(int dtype, int page_size, int head_dim) {
+    const i64 n = (i64)page_size * head_dim;
+    return dtype == F32 ? 4 * n : dtype == F16 ? 2 * n : n / BLOCK * (BLOCK + 2);
+}
+
+__device__ inline Region region_of(u8* state, int dtype, int page, int n_kv, int kv, int page_size, int head_dim) {
+    return {state + ((i64)page * n_kv + kv) * region_bytes(dtype, page_size, head_dim), page_size, head_dim};
+}
+
+// Dimension d of the cell at `in` of a page, as it is kept.
+template <int kIsKeys>
+__device__ inline int place(const Region& r, int in, int d) {
+    return kIsKeys ? d * r.page_size + in : in * r.head_dim + d;
+}
+
+template <int kIsKeys>
+__device__ inline int level_place(const Region& r, int in, int d) {
+    return kIsKeys ? (d / 4 * r.page_size + in) * 4 + d % 4 : in * r.head_dim + d;
+}
+
+template <int kIsKeys>
+__device__ inline float read(const Region& r, int dtype, int in, int d) {
+    if (dtype == F32) return ((const float*)r.at)[place<kIsKeys>(r, in, d)];
+    if (dtype == F16) return half_of(((const u16*)r.at)[place<kIsKeys>(r, in, d)]);
+    return half_of(r.scales()[d / BLOCK * r.page_size + in]) * (float)((const i8*)r.at)[level_place<kIsKeys>(r, in, d)];
+}
+
+// A warp writes `value`, dimension d of a cell, where is_there; q8_0 has 32 neighbours in the 32 lanes.
+template <int kIsKeys>
+__device__ inline void write(const Region& r, int dtype, int in, int d, float value, int is_there) {
+    if (dtype == F32) {
+        if (is_there) ((float*)r.at)[place<kIsKeys>(r, in, d)] = value;
+    } else if (dtype == F16) {
+        if (is_there) ((u16*)r.at)[place<kIsKeys>(r, in, d)] = float_to_half(value);
+    } else {
+        const float scale = warp_max(fabsf(value)) / 127.0f;
+        const int is_nan = __any_sync(FULL, value != value);
+        ((i8*)r.at)[level_place<kIsKeys>(r, in, d)] = (i8)(scale > 0.0f ? __float2int_rn(value / scale) : 0);
+        if (d % BLOCK == 0) r.scales()[d / BLOCK * r.page_size + in] = is_nan ? 0x7e00 : float_to_half(scale);
+    }
+}
+
+// A warp for each key/value head of each row: its lanes take neighbouring dimensions, 32 at a time.
+KERNEL store_kv(const float* k, const float* v, const int* positions, const int* cells, u8* k_state, u8* v_state,
+                const float* inv_freq, float magnitude, int n_pair, int is_neox, int dtype, int n_kv, int head_dim,
+                int page_size, int n, const int* dims) {
+    const int lane = threadIdx.x % WARP;
+    const i64 head = (i64)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
+    const int row = (int)(head / n_kv), kv = (int)(head % n_kv);
+    if (row >= dim_of(n, dims)) return;
+    const int page = cells[row] / page_size, in = cells[row] % page_size;
+    const Region keys = region_of(k_state, dtype, page, n_kv, kv, page_size, head_dim);
+    const Region values = region_of(v_state, dtype, page, n_kv, kv, page_size, head_dim);
+    const float *from_k = k + head * head_dim, *from_v = v + head * head_dim;
+    for (int begin = 0; begin < head_dim; begin += WARP) {
+        const int d = begin + lane, is_there = d < head_dim;
+        float key = is_there ? from_k[d] : 0.0f;
+        if (is_there && d < 2 * n_pair) {
+            const int pair = is_neox ? d % n_pair : d / 2;
+            const int is_second = is_neox ? d >= n_pair : d % 2;
+            const float other = from_k[is_neox ? (is_second ? d - n_pair : d + n_pair) : d ^ 1];
+            float cosine, sine;
+            turn(positions[row], inv_freq[pair], &cosine, &sine);
+            key = (is_second ? other * sine + key * cosine : key * cosine - other * sine) * magnitude;
+        }
+        write<1>(keys, dtype, in, d, key, is_there);
+        write<0>(values, dtype, in, d, is_there ? from_v[d] : 0.0f, is_there);
+    }
+}
+
+// What is known of a row's query at one head after some cells (arXiv:2205.14135): the largest score, the weights'
+// sum and the weighted values, both to the base of that score.
+struct Partial {
+    float most, sum;
+};
+
+// Adds 32 cells from `begin` on to a warp's partial result; a lane scores a cell, then sums up dimensions of all.
+__device__ inline void attend(const float* q, u8* k_state, u8* v_state, const int* table, int dtype, int n_kv, int kv,
+                              int head_dim, int page_size, float scale, float softcap, int begin, int start, int stop,
+                              Partial& p, float* values) {
+    const int lane = threadIdx.x % WARP, cell = begin + lane, is_seen = cell >= start && cell < stop;
+    float score = -INF;
+    if (is_seen) {
+        const Region keys = region_of(k_state, dtype, table[cell / page_size], n_kv, kv, page_size, head_dim);
+        const int in = cell % page_size;
+        float dot = 0.0f;
+        if (dtype == F16) {
+            const u16* key = (const u16*)keys.at + in;
+            for (int d = 0; d < head_dim; d++) dot = fmaf(q[d], half_of(key[d * page_size]), dot);
+        } else {
+            for (int d = 0; d < head_dim; d++) dot = fmaf(q[d], read<1>(keys, dtype, in, d), dot);
+        }
+        score = dot * scale;
+        if (softcap > 0.0f) score = softcap * tanhf(score / softcap);
+    }
+    // a NaN is the largest: it must reach the result
+    float most = score;
+    for (int step = WARP / 2; step > 0; step /= 2) {
+        const float other = __shfl_xor_sync(FULL, most, step);
+        most = most != most || most > other ? most : other;
+    }
+    most = p.most != p.most || p.most > most ? p.most : most;
+    const float shrink = p.most == most ? 1.0f : expf(p.most - most);
+    const float weight = is_seen ? expf(score - most) : 0.0f;
+    p.most = most;
+    p.sum = p.sum * shrink + warp_sum(weight);
+    for (int j = 0; j < MAX_LANES; j++) values[j] *= shrink;
+    for (int i = 0; i < WARP; i++) {
+        const int other = begin + i;
+        const float part = __shfl_sync(FULL, weight, i);
+        if (other < start || other >= stop) continue;
+        const Region r = region_of(v_state, dtype, table[other / page_size], n_kv, kv, page_size, head_dim);
+        const int in = other % page_size;
+#pragma unroll
+        for (int j = 0; j < MAX_LANES; j++) {
+            const int d = j * WARP + lane;
+            if (j * WARP >= head_dim) break;
+            if (d < head_dim) values[j] = fmaf(part, read<0>(r, dtype, in, d), values[j]);
+        }
+    }
+}
+
+// A block for each (chunk of cells, key/value head, row).  A warp takes a query head of the group, and every k-th 32 cells
+// of the chunk where there are k warps for each head.  Chunks are counted from a sequence's first cell, so that what
+// shares the batch decides nothing.  One chunk alone is the result; of more, `merge` makes it.
+KERNEL attention(const float* q, u8* k_state, u8* v_state, const int* tables, const int* rows, const int* n_visible,
+                 float* out, float* partials, int dtype, int n_head, int n_kv, int head_dim, int page_size, int window,
+                 float scale, float softcap, int chunk_cells, int n_chunk, int warps_per_head, int n, int n_pages,
+                 const int* dims) {
+    SHARED_BYTES(shared);
+    const int row = blockIdx.z, kv = blockIdx.y, chunk = blockIdx.x;
+    if (row >= dim_of(n, dims)) return;
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, n_group = n_head / n_kv;
+    const int n_warp = blockDim.x / WARP, group_step = n_warp / warps_per_head;
+    const int stop = n_visible[row], first = window > 0 && stop - window - 1 > 0 ? stop - window - 1 : 0;
+    const int begin = chunk * chunk_cells, end = begin + chunk_cells < stop ? begin + chunk_cells : stop;
+    const int* table = tables + (i64)rows[row] * dim_of(n_pages, dims);
+    const int is_empty = begin >= stop || end <= first;
+    if (is_empty && n_chunk > 1) return;  // merge knows by the same sums
+    float* queries = (float*)shared;                          // [n_warp, head_dim]
+    float* sums = queries + n_warp * head_dim;                // [n_warp, head_dim]
+    Partial* heads = (Partial*)(sums + n_warp * head_dim);    // [n_warp]
+    for (int base = 0; base < n_group; base += group_step) {
+        const int member = base + warp / warps_per_head, part = warp % warps_per_head, is_mine = member < n_group;
+        const int head = kv * n_group + member;
+        float* query = queries + warp * head_dim;
+        float values[MAX_LANES] = {};
+        Partial p = {-INF, 0.0f};
+        if (is_mine) {
+            for (int d = lane; d < head_dim; d += WARP) query[d] = q[((i64)row * n_head + head) * head_dim + d];
+            __syncwarp();
+            const int aligned = (begin > first ? begin : first) / WARP * WARP;
+            for (int at = aligned + part * WARP; at < end; at += warps_per_head * WARP) {
+                attend(query, k_state, v_state, table, dtype, n_kv, kv, head_dim, page_size, scale, softcap, at,
+                       begin > first ? begin : first, end, p, values);
+            }
+        }
+        for (int j = 0; j < MAX_LANES; j++) {
+            if (j * WARP + lane < head_dim) sums[warp * head_dim + j * WARP + lane] = values[j];
+        }
+        if (lane == 0) heads[warp] = p;
+        __syncthreads();
+        if (is_mine && part == 0) {
+            float most = -INF, sum = 0.0f;
+            for (int w = warp; w < warp + warps_per_head; w++) {
+                const float other = heads[w].most;
+                most = most != most || most > other ? most : other;
+            }
+            for (int w = warp; w < warp + warps_per_head; w++) {
+                if (heads[w].sum != 0.0f) sum += heads[w].sum * expf(heads[w].most - most);
+            }
+            for (int d = lane; d < head_dim; d += WARP) {
+                float value = 0.0f;
+                for (int w = warp; w < warp + warps_per_head; w++) {
+                    if (heads[w].sum != 0.0f) value += sums[w * head_dim + d] * expf(heads[w].most - most);
+                }
+                if (n_chunk == 1) {
+                    out[((i64)row * n_head + head) * head_dim + d] = value / sum;
+                } else {
+                    partials[(((i64)row * n_head + head) * n_chunk + chunk) * (head_dim + 2) + d] = value;
+                }
+            }
+            if (n_chunk > 1 && lane == 0) {
+                float* to = partials + (((i64)row * n_head + head) * n_chunk + chunk) * (head_dim + 2) + head_dim;
+                to[0] = most;
+                to[1] = sum;
+            }
+        }
+        __syncthreads();
+    }
+}
+
+// A block for each (head, row): the chunks' results, in order.
+KERNEL merge(const float* partials, const int* n_visible, float* out, int n_head, int head_dim, int window,
+             int chunk_cells, int n_chunk, int n, const int* dims) {
+    const int row = blockIdx.y, head = blockIdx.x;
+    if (row >= dim_of(n, dims)) return;
+    const int stop = n_visible[row], first = window > 0 && stop - window - 1 > 0 ? stop - window - 1 : 0;
+    const int from = first / chunk_cells, to = (stop + chunk_cells - 1) / chunk_cells;
+    const float* mine = partials + ((i64)row * n_head + head) * n_chunk * (head_dim + 2);
+    float most = -INF, sum = 0.0f;
+    for (int chunk = from; chunk < to; chunk++) {
+        const float other = mine[chunk * (head_dim + 2) + head_dim];
+        most = most != most || most > other ? most : other;
+    }
+    for (int chunk = from; chunk < to; chunk++) {
+        const float* one = mine + chunk * (head_dim + 2) + head_dim;
+        sum += one[1] * expf(one[0] - most);
+    }
+    for (int d = threadIdx.x; d < head_dim; d += blockDim.x) {
+        float value = 0.0f;
+        for (int chunk = from; chunk < to; chunk++) {
+            const float* one = mine + chunk * (head_dim + 2);
+            value += one[d] * expf(one[head_dim] - most);
+        }
+        out[((i64)row * n_head + head) * head_dim + d] = value / sum;
+    }
+}

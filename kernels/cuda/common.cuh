@@ -1,0 +1,43 @@
+// What all kernels share.  No header of CUDA's is included: NVRTC has none at hand, and the emulator has its own.
+#pragma once
+
+typedef unsigned char u8;
+typedef signed char i8;
+typedef unsigned short u16;
+typedef short i16;
+typedef unsigned int u32;
+typedef long long i64;
+
+#define WARP 32
+#define FULL 0xffffffffu
+#define INF __int_as_float(0x7f800000)
+
+// A dimension of a run: a number >= 0, or -1 - i for the i-th of `dims`, which lie in device memory, so that a captured
+// graph serves every size up to the one it was captured for.
+__device__ inline int dim_of(int dim, const int* dims) { return dim >= 0 ? dim : dims[-1 - dim]; }
+
+__device__ inline float half_of(u16 bits) { return half_to_float(bits); }
+__device__ inline float bf16_of(u16 bits) { return __int_as_float((int)bits << 16); }
+
+__device__ inline float warp_sum(float x) {
+    for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(FULL, x, step);
+    return x;
+}
+
+__device__ inline float warp_max(float x) {
+    for (int step = WARP / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(FULL, x, step));
+    return x;
+}
+
+__device__ inline double warp_sum(double x) {
+    for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(FULL, x, step);
+    return x;
+}
+
+// cos and sin of position * frequency: the whole turns are taken off in float64, which angles of 10^5 need.
+__device__ inline void turn(int position, float frequency, float* cosine, float* sine) {
+    const double angle = (double)position * (double)frequency, two_pi = 6.283185307179586;
+    const float rest = (float)(angle - rint(angle / two_pi) * two_pi);
+    *cosine = cosf(rest);
+    *sine = sinf(rest);
+}

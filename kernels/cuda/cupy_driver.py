@@ -1,0 +1,166 @@
+"""A GPU through CuPy: memory without CuPy's pools, modules compiled by NVRTC and kept on disk, graphs.
+
+CuPy is imported when a device is opened: whoever only plans needs none.
+"""
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kernels.cuda.driver import Gemm, Launch, Pointer, Work
+from kernels.cuda.sources import module_of, source_of
+from kernels.memory import Bytes
+
+CONTEXT_BYTES = 640 << 20  # of an H200 with driver 580, CUDA 13 and the matrix library, as measured
+OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+TO_DEVICE, TO_HOST = 1, 2
+OP_N, OP_T = 0, 1
+R_32F, R_16F, COMPUTE_32F, ALGO_DEFAULT = 0, 2, 68, -1
+OPTIONS = ("--std=c++17",)
+
+
+class CupyDriver:
+    """Satisfies `kernels.cuda.driver.Driver`.  ordinal: as CuPy counts; title: the device's name."""
+
+    has_gemm = True
+    context_bytes = CONTEXT_BYTES
+
+    def __init__(self, ordinal: int, title: str) -> None:
+        self.title = title
+        self._ordinal = ordinal
+        self._cupy: Any = None
+        self._runtime: Any = None
+        self._stream: Any = None
+        self._blas: Any = None
+        self._handle = 0
+        self._kernels: dict[tuple[str, str], Any] = {}
+        self._free_bytes = 0  # of the device, just before the context
+        self._one, self._zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+
+    @property
+    def stream(self) -> Any:  # noqa: ANN401  # CuPy has no types
+        """What all work goes through, for who times it."""
+        return self._stream
+
+    def held_bytes(self) -> int:
+        """What is gone of the device since `open`, its context included; others may have had part of it."""
+        if self._stream is None:
+            return 0
+        with self._device():
+            free_bytes, _ = self._runtime.memGetInfo()
+        return max(0, self._free_bytes - free_bytes)
+
+    def open(self) -> None:
+        """The context, a stream, and the matrix library's handle, which takes memory of its own."""
+        self._cupy = importlib.import_module("cupy")
+        self._runtime = self._cupy.cuda.runtime
+        self._blas = importlib.import_module("cupy_backends.cuda.libs.cublas")
+        with self._device() as device:
+            free_bytes, total_bytes = self._runtime.memGetInfo()
+            self._free_bytes = min(total_bytes, free_bytes + CONTEXT_BYTES)
+            self._stream = self._cupy.cuda.Stream(non_blocking=True)
+            self._handle = device.cublas_handle
+            self._blas.setStream(self._handle, self._stream.ptr)
+
+    def close(self) -> None:
+        """The context stays until the process ends, as CUDA has it."""
+        self._kernels = {}
+        self._stream = None
+
+    def allocate(self, n_bytes: int) -> Pointer:
+        """From CUDA itself."""
+        with self._device():
+            try:
+                pointer: int = self._runtime.malloc(n_bytes)
+            except self._runtime.CUDARuntimeError as exc:
+                if exc.status == OUT_OF_MEMORY:
+                    free_bytes, _ = self._runtime.memGetInfo()
+                    raise MemoryError(f"{free_bytes} bytes are free") from exc
+                raise
+            self._runtime.memset(pointer, 0, n_bytes)
+        return pointer
+
+    def free(self, pointer: Pointer) -> None:
+        """To CUDA itself."""
+        with self._device():
+            self._runtime.free(pointer)
+
+    def upload(self, pointer: Pointer, data: Bytes) -> None:
+        """Through the runtime's own pinned buffer: it returns when data has been read."""
+        flat = np.ascontiguousarray(data)
+        with self._device():
+            self._runtime.memcpyAsync(pointer, flat.ctypes.data, flat.nbytes, TO_DEVICE, self._stream.ptr)
+
+    def download(self, pointer: Pointer, into: Bytes) -> None:
+        """Waits for all that was given before."""
+        if not into.flags.c_contiguous:
+            raise ValueError("what is downloaded into is not contiguous")
+        with self._device():
+            self._runtime.memcpyAsync(into.ctypes.data, pointer, into.nbytes, TO_HOST, self._stream.ptr)
+            self._stream.synchronize()
+
+    def prepare(self, works: Sequence[Work]) -> None:
+        """Compile, or take from CuPy's cache on disk."""
+        with self._device():
+            for work in works:
+                if isinstance(work, Launch):
+                    self._kernel(work)
+
+    def run(self, works: Sequence[Work]) -> None:
+        """One launch after the other."""
+        with self._device(), self._stream:
+            for work in works:
+                if isinstance(work, Gemm):
+                    self._multiply(work)
+                elif 0 not in work.grid:
+                    args = tuple(np.uint64(a) if isinstance(a, int) else a for a in work.args)
+                    self._kernel(work)(work.grid, (work.n_threads, 1, 1), args, shared_mem=work.shared_bytes)
+
+    def record(self, works: Sequence[Work]) -> "CupyGraph":
+        """A CUDA graph."""
+        with self._device(), self._stream:
+            self._stream.begin_capture()
+            self.run(works)
+            graph = self._stream.end_capture()
+        return CupyGraph(graph, self._stream, self._device)
+
+    def synchronize(self) -> None:
+        """Wait for everything."""
+        with self._device():
+            self._stream.synchronize()
+
+    def _device(self) -> Any:  # noqa: ANN401  # CuPy has no types
+        return self._cupy.cuda.Device(self._ordinal)
+
+    def _kernel(self, launch: Launch) -> Any:  # noqa: ANN401  # as above
+        key = (launch.kernel, launch.type_name)
+        if key not in self._kernels:
+            source = source_of(module_of(launch.kernel), launch.type_name)
+            module = self._cupy.RawModule(code=source, options=OPTIONS, backend="nvrtc")
+            self._kernels[key] = module.get_function(launch.kernel)
+        return self._kernels[key]
+
+    def _multiply(self, gemm: Gemm) -> None:
+        """Column by column, as the library sees rows: c^T [n_out, n] = b [n_out, n_in] times a^T."""
+        one, zero = self._one.ctypes.data, self._zero.ctypes.data
+        self._blas.gemmEx(
+            self._handle, OP_T, OP_N, gemm.n_out, gemm.n, gemm.n_in, one,
+            gemm.b, R_16F, gemm.n_in, gemm.a, R_16F, gemm.n_in, zero,
+            gemm.c, R_32F, gemm.n_out, COMPUTE_32F, ALGO_DEFAULT,
+        )  # fmt: skip
+
+
+class CupyGraph:
+    """Satisfies `kernels.cuda.driver.Graph`."""
+
+    def __init__(self, graph: Any, stream: Any, device: Any) -> None:  # noqa: ANN401  # CuPy has no types
+        self._graph = graph
+        self._stream = stream
+        self._device = device
+
+    def launch(self) -> None:
+        """On the driver's stream."""
+        with self._device():
+            self._graph.launch(self._stream)

@@ -1,0 +1,97 @@
+// Ops that make each number of a few others: gates, caps, rows, norms, rotation.
+
+#include "common.cuh"
+#include "blocks.cuh"
+
+// activation(gate) * up; activation(x) = x / (1 + exp(-z)), z = x or, for gelu, sqrt(8 / pi) * (x + 0.044715 x^3).
+KERNEL gate(const float* gate, const float* up, float* out, int is_gelu, int width, int n, const int* dims) {
+    const i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= (i64)dim_of(n, dims) * width) return;
+    const float x = gate[i];
+    const float z = is_gelu ? 1.5957691216f * (x + 0.044715f * x * x * x) : x;
+    out[i] = x / (1.0f + expf(-z)) * up[i];
+}
+
+// cap * tanh(x / cap)
+KERNEL softcap(const float* x, float* out, float cap, int width, int n, const int* dims) {
+    const i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < (i64)dim_of(n, dims) * width) out[i] = cap * tanhf(x[i] / cap);
+}
+
+// A block for each row: rows of a table in any format, dequantised.
+KERNEL rows(const u8* table, const int* ids, float* out, float scale, int dtype, int width, i64 row_bytes, int n,
+            const int* dims) {
+    const int row = blockIdx.x;
+    if (row >= dim_of(n, dims)) return;
+    const u8* from = table + ids[row] * row_bytes;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) out[(i64)row * width + i] = element_of(dtype, from, i) * scale;
+}
+
+// A block for each chunk of a row.  Squares are summed in float64: an activation of 1e20 is no reason for an infinity.
+KERNEL rms_norm(const float* x, const float* weight, const float* residual, float* out, int chunk, int chunks_per_row,
+                float eps, int n, const int* dims) {
+    __shared__ double sums[WARP];
+    const i64 unit = blockIdx.x;
+    if (unit >= (i64)dim_of(n, dims) * chunks_per_row) return;
+    const float* from = x + unit * chunk;
+    double sum = 0.0;
+    for (int i = threadIdx.x; i < chunk; i += blockDim.x) sum += (double)from[i] * (double)from[i];
+    sum = warp_sum(sum);
+    if (threadIdx.x % WARP == 0) sums[threadIdx.x / WARP] = sum;
+    __syncthreads();
+    double total = 0.0;
+    for (int i = 0; i < (int)blockDim.x / WARP; i++) total += sums[i];
+    const float inverse = (float)(1.0 / sqrt(total / chunk + (double)eps));
+    for (int i = threadIdx.x; i < chunk; i += blockDim.x) {
+        const float value = from[i] * inverse * weight[i];
+        out[unit * chunk + i] = residual != 0 ? value + residual[unit * chunk + i] : value;
+    }
+}
+
+// A thread for each pair of each head, and for each value that is not turned.
+KERNEL rope(const float* x, const int* positions, float* out, const float* inv_freq, float magnitude, int n_pair,
+            int is_neox, int n_head, int head_dim, int n, const int* dims) {
+    const int per_head = head_dim - n_pair;
+    const i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x, head = i / per_head;
+    if (head >= (i64)dim_of(n, dims) * n_head) return;
+    const int at = (int)(i % per_head);
+    const float* from = x + head * head_dim;
+    float* to = out + head * head_dim;
+    if (at >= n_pair) {
+        to[at + n_pair] = from[at + n_pair];
+        return;
+    }
+    float cosine, sine;
+    turn(positions[head / n_head], inv_freq[at], &cosine, &sine);
+    const int first = is_neox ? at : 2 * at, second = is_neox ? at + n_pair : 2 * at + 1;
+    const float a = from[first], b = from[second];
+    to[first] = (a * cosine - b * sine) * magnitude;
+    to[second] = (a * sine + b * cosine) * magnitude;
+}
+
+// A thread for each channel goes through all inputs in order, the last ones at hand (kernels/ops/conv.py).
+KERNEL short_conv(const float* x, const float* weight, float* state, const int* rows, const int* sources,
+                  const int* targets, float* out, int width, int n_taps, int n, const int* dims) {
+    const int channel = blockIdx.x * blockDim.x + threadIdx.x, n_before = n_taps - 1, n_row = dim_of(n, dims);
+    if (channel >= width) return;
+    float taps[16], before[16];
+    for (int t = 0; t < n_taps; t++) taps[t] = weight[channel * n_taps + t];
+    for (int i = 0; i < n_row; i++) {
+        const int row = rows[i];
+        if (i == 0 || rows[i - 1] != row) {
+            const float* from = state + (i64)sources[row] * n_before * width + channel;
+            for (int t = 0; t < n_before; t++) before[t] = from[(i64)t * width];
+        }
+        const float* in = x + (i64)3 * i * width + channel;
+        const float input = in[0] * in[2 * width];
+        float sum = taps[n_before] * input;
+        for (int t = 0; t < n_before; t++) sum = fmaf(taps[t], before[t], sum);
+        out[(i64)i * width + channel] = sum * in[width];
+        for (int t = 0; t + 1 < n_before; t++) before[t] = before[t + 1];
+        before[n_before - 1] = input;
+        if (i + 1 == n_row || rows[i + 1] != row) {
+            float* to = state + (i64)targets[row] * n_before * width + channel;
+            for (int t = 0; t < n_before; t++) to[(i64)t * width] = before[t];
+        }
+    }
+}

@@ -1,0 +1,340 @@
+// CUDA's model of grids, blocks and warps, on one thread of a CPU: what the kernels' sources are compiled with where
+// there is no GPU.
+//
+// Every thread of a block is a fiber; one runs until it has to wait for others (a barrier, a warp's exchange), then the
+// next does.  Blocks run one after another.  The order in which fibers run is shuffled by a seed, shared memory begins
+// poisoned, and a block whose fibers all wait for ever ends the process with words: so that races, reads of memory
+// that nobody wrote and barriers that not all reach show, as far as they can on one thread.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+
+#define __device__
+#define __global__
+#define __restrict__ __restrict
+#define __align__(n) alignas(n)
+#define KERNEL extern "C" void
+#define SHARED_BYTES(name) unsigned char* name = emulator::dynamic_shared()
+// all variables of this kind lie together, so that they can be poisoned
+#define __shared__ static __attribute__((section("emulated_shared")))
+
+struct dim3 {
+    unsigned x = 1, y = 1, z = 1;
+};
+struct alignas(16) int4 {
+    int x, y, z, w;
+};
+inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
+
+extern "C" {
+extern unsigned char __start_emulated_shared[] __attribute__((weak)), __stop_emulated_shared[] __attribute__((weak));
+}
+
+namespace emulator {
+
+constexpr int kWarp = 32;
+constexpr size_t kStackBytes = 64 << 10;
+constexpr unsigned char kPoison = 0xff;  // a NaN in any float
+
+#if defined(__x86_64__)
+// Saves what a call has to keep, and goes on where `to` was saved.
+extern "C" void emulator_switch(void** from, void* to);
+asm(".text\n.type emulator_switch, @function\nemulator_switch:\n"
+    "push %rbp\npush %rbx\npush %r12\npush %r13\npush %r14\npush %r15\n"
+    "mov %rsp, (%rdi)\nmov %rsi, %rsp\n"
+    "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n"
+    ".size emulator_switch, .-emulator_switch\n");
+#endif
+
+struct Fiber {
+    std::unique_ptr<unsigned char[]> stack{new unsigned char[kStackBytes]};
+#if defined(__x86_64__)
+    void* place = nullptr;
+#else
+    ucontext_t place;
+#endif
+    dim3 thread;
+    int index = 0;
+    bool is_done = false;
+    long n_barriers = 0;   // reached
+    long n_exchanges = 0;  // of its warp, reached
+};
+
+struct Exchange {
+    unsigned long long lanes[2][kWarp];  // of this exchange and the one before: some may still read that
+};
+
+struct Block {
+    std::vector<Fiber> fibers;
+    std::vector<Exchange> warps;
+    std::vector<unsigned char> shared;
+    Fiber* current = nullptr;
+#if defined(__x86_64__)
+    void* home = nullptr;
+#else
+    ucontext_t home;
+#endif
+    dim3 grid, block, index;
+    int n_threads = 0;
+    void (*body)(void*) = nullptr;
+    void* context = nullptr;
+    bool has_moved = false;
+};
+
+inline Block& block() {
+    static Block the_block;
+    return the_block;
+}
+
+[[noreturn]] inline void fail(const char* what) {
+    std::fprintf(stderr, "emulated CUDA: %s (block %u %u %u)\n", what, block().index.x, block().index.y, block().index.z);
+    std::abort();
+}
+
+inline void leave() {
+    Block& b = block();
+#if defined(__x86_64__)
+    emulator_switch(&b.current->place, b.home);
+#else
+    swapcontext(&b.current->place, &b.home);
+#endif
+}
+
+inline void enter(Fiber& fiber) {
+    Block& b = block();
+    b.current = &fiber;
+#if defined(__x86_64__)
+    emulator_switch(&b.home, fiber.place);
+#else
+    swapcontext(&b.home, &fiber.place);
+#endif
+}
+
+inline void run_fiber() {
+    Block& b = block();
+    b.body(b.context);
+    b.current->is_done = true;
+    b.has_moved = true;
+    leave();
+    fail("a thread that has ended ran on");
+}
+
+inline void prepare(Fiber& fiber) {
+    unsigned char* top = fiber.stack.get() + kStackBytes;
+    top -= reinterpret_cast<uintptr_t>(top) % 16;
+#if defined(__x86_64__)
+    void** at = reinterpret_cast<void**>(top) - 1;  // as after a call: 8 off the alignment
+    *--at = reinterpret_cast<void*>(&run_fiber);
+    at -= 6;
+    std::memset(at, 0, 6 * sizeof(void*));
+    fiber.place = at;
+#else
+    getcontext(&fiber.place);
+    fiber.place.uc_stack.ss_sp = fiber.stack.get();
+    fiber.place.uc_stack.ss_size = kStackBytes;
+    fiber.place.uc_link = nullptr;
+    makecontext(&fiber.place, &run_fiber, 0);
+#endif
+}
+
+inline unsigned char* dynamic_shared() { return block().shared.data() + (16 - reinterpret_cast<uintptr_t>(block().shared.data()) % 16) % 16; }
+
+// Wait until every fiber that is still running has come as far.
+inline void barrier() {
+    Block& b = block();
+    const long mine = ++b.current->n_barriers;
+    b.has_moved = true;
+    while (true) {
+        bool are_all_here = true;
+        for (int i = 0; i < b.n_threads; i++) are_all_here &= b.fibers[i].is_done || b.fibers[i].n_barriers >= mine;
+        if (are_all_here) return;
+        leave();
+    }
+}
+
+// Give a value to the warp and wait until its lanes have given theirs; the lanes' values.
+inline const unsigned long long* exchange(unsigned mask, unsigned long long value) {
+    Block& b = block();
+    Fiber& me = *b.current;
+    const int warp = me.index / kWarp, lane = me.index % kWarp;
+    if (!(mask >> lane & 1)) fail("a lane takes part in an exchange whose mask leaves it out");
+    const long mine = ++me.n_exchanges;
+    b.has_moved = true;
+    unsigned long long* lanes = b.warps[warp].lanes[mine % 2];
+    lanes[lane] = value;
+    while (true) {
+        bool are_all_here = true;
+        for (int i = 0; i < kWarp; i++) {
+            const int at = warp * kWarp + i;
+            if (!(mask >> i & 1)) continue;
+            if (at < b.n_threads && b.fibers[at].n_exchanges >= mine) continue;
+            if (at >= b.n_threads || b.fibers[at].is_done) fail("a lane of an exchange's mask has ended");
+            are_all_here = false;
+        }
+        if (are_all_here) return lanes;
+        leave();
+    }
+}
+
+template <class T>
+unsigned long long bits_of(T value) {
+    unsigned long long bits = 0;
+    std::memcpy(&bits, &value, sizeof value);
+    return bits;
+}
+
+template <class T>
+T shuffle(unsigned mask, T value, int from) {
+    const unsigned long long bits = exchange(mask, bits_of(value))[from & (kWarp - 1)];
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+inline unsigned next_random(unsigned& state) { return state = state * 1664525u + 1013904223u; }
+
+// One block after another; seed: of the order in which a block's threads run.
+inline void launch(dim3 grid, dim3 size, size_t shared_bytes, unsigned seed, void (*body)(void*), void* context) {
+    Block& b = block();
+    b.grid = grid, b.block = size, b.body = body, b.context = context;
+    b.n_threads = static_cast<int>(size.x * size.y * size.z);
+    if (b.fibers.size() < static_cast<size_t>(b.n_threads)) b.fibers.resize(b.n_threads);
+    b.warps.resize((b.n_threads + kWarp - 1) / kWarp);
+    b.shared.assign(shared_bytes + 16, kPoison);
+    std::vector<int> order(b.n_threads);
+    for (int i = 0; i < b.n_threads; i++) order[i] = i;
+    for (unsigned z = 0; z < grid.z; z++) {
+        for (unsigned y = 0; y < grid.y; y++) {
+            for (unsigned x = 0; x < grid.x; x++) {
+                b.index.x = x, b.index.y = y, b.index.z = z;
+                std::memset(b.shared.data(), kPoison, b.shared.size());
+                if (__start_emulated_shared)
+                    std::memset(__start_emulated_shared, kPoison, __stop_emulated_shared - __start_emulated_shared);
+                for (int i = 0; i < b.n_threads; i++) {
+                    Fiber& fiber = b.fibers[i];
+                    const unsigned at = static_cast<unsigned>(i);
+                    fiber.thread.x = at % size.x, fiber.thread.y = at / size.x % size.y;
+                    fiber.thread.z = at / size.x / size.y;
+                    fiber.index = i, fiber.is_done = false, fiber.n_barriers = fiber.n_exchanges = 0;
+                    prepare(fiber);
+                    std::swap(order[i], order[next_random(seed) / 65536 % (i + 1)]);
+                }
+                int n_running = b.n_threads;
+                while (n_running > 0) {
+                    b.has_moved = false;
+                    n_running = 0;
+                    for (int i : order) {
+                        if (b.fibers[i].is_done) continue;
+                        enter(b.fibers[i]);
+                        n_running += !b.fibers[i].is_done;
+                    }
+                    if (n_running > 0 && !b.has_moved) fail("all threads of a block wait for one another");
+                }
+            }
+        }
+    }
+}
+
+template <class... A>
+struct Call {
+    void (*kernel)(A...);
+    void** args;
+
+    template <size_t... I>
+    void with(std::index_sequence<I...>) const {
+        kernel(*static_cast<A*>(args[I])...);
+    }
+    static void run(void* self) { static_cast<const Call*>(self)->with(std::index_sequence_for<A...>()); }
+};
+
+template <class... A>
+void launch_kernel(void (*kernel)(A...), const unsigned* sizes, size_t shared_bytes, unsigned seed, void** args) {
+    Call<A...> call{kernel, args};
+    launch({sizes[0], sizes[1], sizes[2]}, {sizes[3], sizes[4], sizes[5]}, shared_bytes, seed, &Call<A...>::run, &call);
+}
+
+}  // namespace emulator
+
+// sizes: grid, then block.
+#define EMULATED(name)                                                                                                \
+    extern "C" void emulate_##name(const unsigned* sizes, size_t shared_bytes, unsigned seed, void** args) {          \
+        emulator::launch_kernel(&name, sizes, shared_bytes, seed, args);                                              \
+    }
+
+#define threadIdx (emulator::block().current->thread)
+#define blockIdx (emulator::block().index)
+#define blockDim (emulator::block().block)
+#define gridDim (emulator::block().grid)
+
+inline void __syncthreads() { emulator::barrier(); }
+inline void __syncwarp(unsigned mask = 0xffffffffu) { emulator::exchange(mask, 0); }
+template <class T>
+T __shfl_sync(unsigned mask, T value, int from) {
+    return emulator::shuffle(mask, value, from);
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int with) {
+    return emulator::shuffle(mask, value, (emulator::block().current->index ^ with) & (emulator::kWarp - 1));
+}
+inline int __any_sync(unsigned mask, int is_so) {
+    const unsigned long long* lanes = emulator::exchange(mask, is_so != 0);
+    for (int i = 0; i < emulator::kWarp; i++)
+        if (mask >> i & 1 && lanes[i]) return 1;
+    return 0;
+}
+inline int __all_sync(unsigned mask, int is_so) { return !__any_sync(mask, !is_so); }
+
+inline int __dp4a(int a, int b, int c) {
+    for (int i = 0; i < 4; i++)
+        c += static_cast<int8_t>(a >> 8 * i) * static_cast<int8_t>(b >> 8 * i);
+    return c;
+}
+inline int __vsub4(int a, int b) {
+    unsigned word = 0;
+    for (int i = 0; i < 4; i++) word |= ((static_cast<unsigned>(a) >> 8 * i) - (static_cast<unsigned>(b) >> 8 * i) & 255u) << 8 * i;
+    return static_cast<int>(word);
+}
+inline float __int_as_float(int bits) {
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+inline int __float_as_int(float value) {
+    int bits;
+    std::memcpy(&bits, &value, 4);
+    return bits;
+}
+inline int __float2int_rn(float value) { return static_cast<int>(std::nearbyint(value)); }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
+
+// IEEE binary16, to nearest even.
+inline float half_to_float(unsigned short bits) {
+    const unsigned sign = static_cast<unsigned>(bits & 0x8000) << 16, exponent = bits >> 10 & 31, mantissa = bits & 1023;
+    if (exponent == 31) return __int_as_float(static_cast<int>(sign | 0x7f800000u | mantissa << 13));
+    const float value = exponent ? std::ldexp(static_cast<float>(mantissa | 1024), static_cast<int>(exponent) - 25)
+                                 : std::ldexp(static_cast<float>(mantissa), -24);
+    return sign ? -value : value;
+}
+inline unsigned short float_to_half(float value) {
+    const unsigned bits = static_cast<unsigned>(__float_as_int(value)), sign = bits >> 16 & 0x8000;
+    const float size = std::fabs(value);
+    if (size != size) return static_cast<unsigned short>(sign | 0x7e00);
+    if (size >= 65520.0f) return static_cast<unsigned short>(sign | 0x7c00);
+    if (size < 6.103515625e-05f) return static_cast<unsigned short>(sign | static_cast<unsigned>(std::nearbyint(std::ldexp(size, 24))));
+    int exponent;
+    std::frexp(size, &exponent);  // size = f * 2^exponent, f in [0.5, 1)
+    unsigned mantissa = static_cast<unsigned>(std::nearbyint(std::ldexp(size, 11 - exponent)));
+    unsigned biased = static_cast<unsigned>(exponent + 14);
+    if (mantissa == 2048) mantissa = 1024, biased++;
+    return static_cast<unsigned short>(sign | biased << 10 | (mantissa & 1023));
+}

@@ -1,0 +1,50 @@
+"""The kernels' sources as one text for each module, and what a module is called."""
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+PLAIN_TYPES = ("F32", "F16", "BF16")
+MODULES = ("elements", "cache", "products")
+_INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
+_KERNEL = re.compile(r"^KERNEL (\w+)\(", re.MULTILINE)
+_MADE = re.compile(r"^MATVEC\((\d+)\)$", re.MULTILINE)
+
+
+@cache
+def source_of(module: str, type_name: str = "", *, is_emulated: bool = False) -> str:
+    """The text of a module with everything that it includes; type_name: the weights' type, of `products`."""
+    texts: list[str] = [] if is_emulated else [(FOLDER / "device.cuh").read_text()]
+    if type_name:
+        texts.append(f"#define TYPE {type_name}\n#define IS_PLAIN {int(type_name in PLAIN_TYPES)}\n")
+    texts.append(_expanded((FOLDER / f"{module}.cu").read_text(), set()))
+    return "\n".join(texts).replace("#pragma once\n", "")
+
+
+def kernels_of(module: str) -> list[str]:
+    """The kernels' names, in order."""
+    text = (FOLDER / f"{module}.cu").read_text()
+    return [*_KERNEL.findall(text), *(f"matvec_{n}" for n in _MADE.findall(text))]
+
+
+def _expanded(text: str, seen: set[str]) -> str:
+    """The text with each include in place of its first mention."""
+
+    def content(match: "re.Match[str]") -> str:
+        name = match[1]
+        if name in seen:
+            return ""
+        seen.add(name)
+        return _expanded((FOLDER / name).read_text(), seen)
+
+    return _INCLUDE.sub(content, text)
+
+
+def module_of(kernel: str) -> str:
+    """The module that a kernel is in."""
+    return _MODULES[kernel]
+
+
+_MODULES: Mapping[str, str] = {kernel: module for module in MODULES for kernel in kernels_of(module)}

@@ -1,0 +1,351 @@
+"""From ops to kernel launches: grids, arguments, scratch.  Pure but for the addresses that it is given.
+
+Sizes that change from run to run reach kernels through `dims` in device memory, grids are made for the sizes of
+`Sizes`: those of one run, or the bounds, when what is recorded has to serve every run.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.cuda.driver import Gemm, Launch, Pointer, Work
+from kernels.dtype import DType
+from kernels.ops.attention import Attention, StoreKV
+from kernels.ops.conv import ShortConv
+from kernels.ops.gate import Gate
+from kernels.ops.matmul import Matmul
+from kernels.ops.norm import RmsNorm
+from kernels.ops.op import Op
+from kernels.ops.rope import Rope, Rotation
+from kernels.ops.rows import Rows
+from kernels.ops.softcap import SoftCap
+from kernels.tensor import Bounds, Dim, Sym, Tensor, value_of
+
+WARP = 32
+N_THREADS = 256
+ROWS_PER_BLOCK = 4  # of a weight, in products of few columns
+MAX_COLS = 8  # that one reading of a weight serves
+GEMM_ROWS = 48  # from so many on the library's product is taken; see docs/performance.md
+ACT_GROUP = 32
+SPLIT_ROWS = 64  # with more rows, each attends to its cells in one piece: there is enough to do
+CHUNK_CELLS = 128  # of one piece otherwise
+MAX_CHUNKS = 64
+WARPS_PER_BLOCK = 8
+MAX_HEAD_DIM = 256
+MAX_TAPS = 16
+ALIGNMENT = 256
+ABSENT: Pointer = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where everything lies on the device."""
+
+    address: Callable[[Tensor], Pointer]
+    dims: Pointer
+    symbols: Sequence[str]
+    inv_freq: Mapping[Rotation, Pointer]
+    scratch: Pointer
+    bounds: Bounds
+    has_gemm: bool
+
+
+def scratch_bytes(op: Op, bounds: Bounds, *, has_gemm: bool) -> int:
+    """What the op's kernels need besides their tensors."""
+    match op:
+        case Matmul():
+            n = value_of(op.x.shape[0], bounds)
+            needed = 0
+            if op.weight.dtype.is_quantized:
+                needed = _end(_acts(n, _width(op.x)))
+            if has_gemm and n >= GEMM_ROWS:
+                needed = max(needed, _end(_halves(op, n)))
+            return needed
+        case Attention():
+            n_chunk, _ = _chunks(op, bounds)
+            if n_chunk == 1:
+                return 0
+            n_head = _width(op.q) // op.head_dim
+            return value_of(op.q.shape[0], bounds) * n_head * n_chunk * (op.head_dim + 2) * 4
+        case _:
+            return 0
+
+
+def works_of(ops: Sequence[Op], place: Place, values: Bounds) -> Sequence[Work]:
+    """What does the ops, in order, for sizes up to `values`."""
+    found: list[Work] = []
+    kept: Tensor | None = None  # whose int8 form is in the scratch: q, k and v, or gate and up, share it
+    for op in ops:
+        works = _works_of(op, place, values)
+        first = works[0]
+        if isinstance(op, Matmul) and isinstance(first, Launch) and first.kernel == "quantize":
+            works = works[1:] if op.x is kept else works
+            kept = op.x
+        elif isinstance(op, Matmul | Attention):
+            kept = None
+        found += works
+    return found
+
+
+def _works_of(op: Op, place: Place, values: Bounds) -> Sequence[Work]:
+    match op:
+        case Rows():
+            return _rows(op, place, values)
+        case RmsNorm():
+            return _rms_norm(op, place, values)
+        case Matmul():
+            return _matmul(op, place, values)
+        case Rope():
+            return _rope(op, place, values)
+        case StoreKV():
+            return _store_kv(op, place, values)
+        case Attention():
+            return _attention(op, place, values)
+        case ShortConv():
+            return _short_conv(op, place, values)
+        case Gate():
+            size = value_of(op.gate.shape[0], values) * _width(op.gate)
+            numbers = (op.activation == "gelu", _width(op.gate))
+            return _elements("gate", size, place, (op.gate, op.up, op.out), numbers, op.gate.shape[0])
+        case SoftCap():
+            size = value_of(op.x.shape[0], values) * _width(op.x)
+            return _elements("softcap", size, place, (op.x, op.out), (op.cap, _width(op.x)), op.x.shape[0])
+        case _:
+            raise TypeError(f"no kernel for {type(op).__name__}")
+
+
+def _elements(
+    kernel: str, n: int, place: Place, tensors: Sequence[Tensor], numbers: Sequence[float], dim: Dim
+) -> Sequence[Work]:
+    """A thread for each number."""
+    args = [*map(place.address, tensors), *map(_number, numbers), *_dims(place, dim)]
+    return [Launch(kernel, "", (_blocks(n, N_THREADS), 1, 1), N_THREADS, args)]
+
+
+def _rows(op: Rows, place: Place, values: Bounds) -> Sequence[Work]:
+    width = _width(op.table)
+    args = [
+        *map(place.address, (op.table, op.ids, op.out)),
+        np.float32(op.scale),
+        *map(np.int32, (op.table.dtype.ggml_id, width)),
+        np.int64(op.table.dtype.n_bytes(width)),
+        *_dims(place, op.ids.shape[0]),
+    ]
+    return [Launch("rows", "", (value_of(op.ids.shape[0], values), 1, 1), N_THREADS, args)]
+
+
+def _rms_norm(op: RmsNorm, place: Place, values: Bounds) -> Sequence[Work]:
+    chunk = _width(op.weight)
+    n_chunk = _width(op.x) // chunk
+    n_threads = min(1024, max(WARP, _up(chunk // 4, WARP)))
+    args = [
+        *map(place.address, (op.x, op.weight)),
+        _optional(place, op.residual),
+        place.address(op.out),
+        np.int32(chunk),
+        np.int32(n_chunk),
+        np.float32(op.eps),
+        *_dims(place, op.x.shape[0]),
+    ]
+    n = value_of(op.x.shape[0], values) * n_chunk
+    return [Launch("rms_norm", "", (n, 1, 1), n_threads, args)]
+
+
+def _rope(op: Rope, place: Place, values: Bounds) -> Sequence[Work]:
+    n_head = _width(op.x) // op.head_dim
+    n_pair = len(op.rotation.inv_freq)
+    n = value_of(op.x.shape[0], values) * n_head * (op.head_dim - n_pair)
+    args = [
+        *map(place.address, (op.x, op.positions, op.out)),
+        *_rotation(place, op.rotation),
+        *map(np.int32, (n_head, op.head_dim)),
+        *_dims(place, op.x.shape[0]),
+    ]
+    return [Launch("rope", "", (_blocks(n, N_THREADS), 1, 1), N_THREADS, args)]
+
+
+def _store_kv(op: StoreKV, place: Place, values: Bounds) -> Sequence[Work]:
+    n_kv = _width(op.k) // op.head_dim
+    n_heads = value_of(op.k.shape[0], values) * n_kv
+    args = [
+        *map(place.address, (op.k, op.v, op.positions, op.cells, op.k_state, op.v_state)),
+        *_rotation(place, op.rotation),
+        *map(np.int32, (op.k_state.dtype.ggml_id, n_kv, op.head_dim, op.page_size)),
+        *_dims(place, op.k.shape[0]),
+    ]
+    return [Launch("store_kv", "", (_blocks(n_heads * WARP, N_THREADS), 1, 1), N_THREADS, args)]
+
+
+def _attention(op: Attention, place: Place, values: Bounds) -> Sequence[Work]:
+    n_head, n_kv = _width(op.q) // op.head_dim, _width(op.k_state) // op.head_dim
+    n_group = n_head // n_kv
+    warps_per_head = max(1, WARPS_PER_BLOCK // n_group)
+    n_warps = warps_per_head * min(n_group, WARPS_PER_BLOCK)
+    n_chunk, chunk_cells = _chunks(op, place.bounds)
+    n = value_of(op.q.shape[0], values)
+    partials = place.scratch if n_chunk > 1 else ABSENT
+    args = [
+        *map(place.address, (op.q, op.k_state, op.v_state, op.tables, op.rows, op.n_visible, op.out)),
+        partials,
+        *map(np.int32, (op.k_state.dtype.ggml_id, n_head, n_kv, op.head_dim, op.page_size, op.window)),
+        *map(np.float32, (op.scale, op.softcap)),
+        *map(np.int32, (chunk_cells, n_chunk, warps_per_head)),
+        _dim(place, op.q.shape[0]),
+        *_dims(place, op.tables.shape[1]),
+    ]
+    shared_bytes = n_warps * (2 * op.head_dim + 2) * 4
+    works: list[Work] = [Launch("attention", "", (n_chunk, n_kv, n), n_warps * WARP, args, shared_bytes)]
+    if n_chunk > 1:
+        merging = [
+            partials,
+            *map(place.address, (op.n_visible, op.out)),
+            *map(np.int32, (n_head, op.head_dim, op.window, chunk_cells, n_chunk)),
+            *_dims(place, op.q.shape[0]),
+        ]
+        works.append(Launch("merge", "", (n_head, n, 1), min(N_THREADS, _up(op.head_dim, WARP)), merging))
+    return works
+
+
+def _chunks(op: Attention, bounds: Bounds) -> tuple[int, int]:
+    """Pieces of a row's cells, and cells of a piece: of the plan, not of a run, so that sums are cut alike."""
+    n_cells = max(1, value_of(op.tables.shape[1], bounds) * op.page_size)
+    if value_of(op.q.shape[0], bounds) > SPLIT_ROWS:
+        return 1, _up(n_cells, WARP)
+    chunk_cells = _up(max(CHUNK_CELLS, -(-n_cells // MAX_CHUNKS)), WARP)
+    return -(-n_cells // chunk_cells), chunk_cells
+
+
+def _short_conv(op: ShortConv, place: Place, values: Bounds) -> Sequence[Work]:
+    del values
+    width = _width(op.out)
+    tensors = (op.x, op.weight, op.state, op.rows, op.sources, op.targets, op.out)
+    args = [
+        *map(place.address, tensors),
+        *map(np.int32, (width, _width(op.weight))),
+        *_dims(place, op.x.shape[0]),
+    ]
+    return [Launch("short_conv", "", (_blocks(width, 64), 1, 1), 64, args)]
+
+
+def _matmul(op: Matmul, place: Place, values: Bounds) -> Sequence[Work]:
+    n = value_of(op.x.shape[0], values)
+    if place.has_gemm and n >= GEMM_ROWS:
+        return _by_library(op, place, n)
+    n_in, n_out, dtype = _width(op.x), _width(op.out), op.weight.dtype
+    dims = _dims(place, op.x.shape[0])
+    works: list[Work] = []
+    acts: tuple[Pointer, ...] = (ABSENT, ABSENT, ABSENT)
+    if dtype.is_quantized:
+        acts = _at(place.scratch, _acts(value_of(op.x.shape[0], place.bounds), n_in))
+        n_groups = n * (n_in // ACT_GROUP)
+        quantizing = [place.address(op.x), *acts, np.int32(n_in), *dims]
+        grid = (_blocks(n_groups * WARP, N_THREADS), 1, 1)
+        works.append(Launch("quantize", dtype.name, grid, N_THREADS, quantizing))
+    n_cols = next(cols for cols in (1, 2, 4, MAX_COLS) if n <= cols or cols == MAX_COLS)
+    args = [
+        place.address(op.weight),
+        *acts,
+        place.address(op.x),
+        _optional(place, op.bias),
+        _optional(place, op.residual),
+        place.address(op.out),
+        *map(np.int32, (n_in, n_out)),
+        *dims,
+    ]
+    grid = (_blocks(n_out, ROWS_PER_BLOCK), -(-n // n_cols), 1)
+    works.append(Launch(f"matvec_{n_cols}", dtype.name, grid, ROWS_PER_BLOCK * WARP, args))
+    return works
+
+
+def _by_library(op: Matmul, place: Place, n: int) -> Sequence[Work]:
+    """Both factors as f16, the library's product, and what is left to do to its result."""
+    n_in, n_out, dtype = _width(op.x), _width(op.out), op.weight.dtype
+    dims = _dims(place, op.x.shape[0])
+    bound = value_of(op.x.shape[0], place.bounds)
+    weight, acts, scale, product = _at(place.scratch, _halves(op, bound))
+    works: list[Work] = []
+    if dtype is DType.F16:
+        weight = place.address(op.weight)
+    else:
+        n_units = n_out * n_in // (ACT_GROUP if dtype.is_quantized else 1)
+        args = [place.address(op.weight), weight, *map(np.int32, (n_in, n_out))]
+        grid = (_blocks(n_units, N_THREADS), 1, 1)
+        works.append(Launch("dequantize", dtype.name, grid, N_THREADS, args))
+    halving = [place.address(op.x), acts, scale, np.int32(n_in), *dims]
+    works.append(Launch("halve", dtype.name, (n, 1, 1), N_THREADS, halving))
+    works.append(Gemm(acts, weight, product, n, n_in, n_out))
+    finishing = [
+        product,
+        scale,
+        _optional(place, op.bias),
+        _optional(place, op.residual),
+        place.address(op.out),
+        np.int32(n_out),
+        *dims,
+    ]
+    works.append(Launch("unhalve", dtype.name, (_blocks(n * n_out, N_THREADS), 1, 1), N_THREADS, finishing))
+    return works
+
+
+def _acts(n: int, n_in: int) -> Sequence[int]:
+    """Bytes of int8 activations, their scales and their sums."""
+    return n * n_in, n * (n_in // ACT_GROUP) * 4, n * (n_in // 16) * 2
+
+
+def _halves(op: Matmul, n: int) -> Sequence[int]:
+    """Bytes of the weight and the activations as f16, of the rows' scales, and of the product."""
+    n_in, n_out = _width(op.x), _width(op.out)
+    weight_bytes = 0 if op.weight.dtype is DType.F16 else n_in * n_out * 2
+    return weight_bytes, n * n_in * 2, n * 4, n * n_out * 4
+
+
+def _at(start: Pointer, sizes: Sequence[int]) -> tuple[Pointer, ...]:
+    """Addresses of parts of these sizes, one after the other."""
+    found: list[Pointer] = []
+    for n_bytes in sizes:
+        found.append(start)
+        start += _up(n_bytes, ALIGNMENT)
+    return tuple(found)
+
+
+def _end(sizes: Sequence[int]) -> int:
+    return sum(_up(n_bytes, ALIGNMENT) for n_bytes in sizes)
+
+
+def _rotation(place: Place, rotation: Rotation | None) -> Sequence[Pointer | np.generic]:
+    if rotation is None:
+        return [ABSENT, np.float32(1), np.int32(0), np.int32(0)]
+    n_pair, is_neox = len(rotation.inv_freq), rotation.style == "neox"
+    return [place.inv_freq[rotation], np.float32(rotation.magnitude), np.int32(n_pair), np.int32(is_neox)]
+
+
+def _dim(place: Place, dim: Dim) -> np.int32:
+    """A dimension as kernels take it: a number, or which of `dims`."""
+    return np.int32(-1 - place.symbols.index(dim.name) if isinstance(dim, Sym) else dim)
+
+
+def _dims(place: Place, dim: Dim) -> Sequence[Pointer | np.generic]:
+    return [_dim(place, dim), place.dims]
+
+
+def _optional(place: Place, tensor: Tensor | None) -> Pointer:
+    return ABSENT if tensor is None else place.address(tensor)
+
+
+def _number(value: float) -> np.generic:
+    return np.float32(value) if isinstance(value, float) else np.int32(value)
+
+
+def _blocks(n: int, per_block: int) -> int:
+    return -(-n // per_block)
+
+
+def _up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def _width(tensor: Tensor) -> int:
+    last = tensor.shape[-1]
+    assert isinstance(last, int)
+    return last
