@@ -4,10 +4,12 @@ Needs CuPy and a GPU, and nothing built: models are programs over random weights
 """
 
 import argparse
+import importlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -19,7 +21,7 @@ from kernels.cuda.driver import Gemm, Work
 from kernels.cuda.works import Place, scratch_bytes, works_of
 from kernels.dtype import DType
 from kernels.executable import Executable
-from kernels.memory import Memory
+from kernels.memory import Buffer, Memory
 from kernels.ops.matmul import Matmul
 from kernels.ops.op import Array
 from kernels.ops.rope import Rotation
@@ -60,8 +62,7 @@ SHAPES = {
 def main(arguments: Sequence[str]) -> int:
     """Process entry; the exit code."""
     options = _parser().parse_args(arguments)
-    import cupy  # noqa: PLC0415  # only who measures needs it
-
+    cupy: Any = importlib.import_module("cupy")  # has no types
     properties = cupy.cuda.runtime.getDeviceProperties(0)
     driver = CupyDriver(0, properties["name"].decode())
     driver.open()
@@ -80,10 +81,10 @@ def main(arguments: Sequence[str]) -> int:
 def _limits(cupy: Any) -> float:  # noqa: ANN401  # CuPy has no types
     """Bytes a second of a copy, read and written; printed beside the matrix peak."""
     a, b = cupy.ones(COPY_BYTES, cupy.uint8), cupy.empty(COPY_BYTES, cupy.uint8)
-    bandwidth = 2 * COPY_BYTES / _timed(cupy, lambda: cupy.copyto(b, a))
+    bandwidth = 2 * COPY_BYTES / _timed(cupy, partial(cupy.copyto, b, a))
     del a, b
     x = cupy.random.standard_normal((MATRIX_N, MATRIX_N), cupy.float32).astype(cupy.float16)
-    peak = 2 * MATRIX_N**3 / _timed(cupy, lambda: x @ x)
+    peak = 2 * MATRIX_N**3 / _timed(cupy, partial(cupy.matmul, x, x))
     del x
     cupy.get_default_memory_pool().free_all_blocks()
     print(f"copy {bandwidth / GIGA:.0f} GB/s, f16 matrix product {peak / TERA:.0f} TFLOP/s\n", flush=True)
@@ -104,7 +105,9 @@ def _timed(cupy: Any, work: Callable[[], object], n_passes: int = N_PASSES) -> f
 
 
 def _products(cupy: Any, driver: CupyDriver, bandwidth: float, options: argparse.Namespace) -> None:  # noqa: ANN401
-    print("| product | type | rows | us | GB/s of weight | of copy | TFLOP/s |\n|---|---|---|---|---|---|---|")
+    print(
+        "| product | type | rows | us | GB/s of weight | of copy | TFLOP/s |\n|---|---|---|---|---|---|---|"
+    )
     rng = np.random.default_rng(1)
     for n_out, n_in in ((4096, 4096), (14336, 4096), (4096, 14336)):
         for dtype in (DType.Q4_K, DType.Q6_K, DType.Q8_0, DType.F16):
@@ -124,7 +127,13 @@ def _products(cupy: Any, driver: CupyDriver, bandwidth: float, options: argparse
 
 
 def _product_s(
-    cupy: Any, driver: CupyDriver, n_out: int, n_in: int, dtype: DType, n: int, copies: Sequence[int]  # noqa: ANN401
+    cupy: Any,  # noqa: ANN401
+    driver: CupyDriver,
+    n_out: int,
+    n_in: int,
+    dtype: DType,
+    n: int,
+    copies: Sequence[int],
 ) -> float:
     """Seconds of one product, weights taken in turn so that no cache holds them."""
     g = ProgramBuilder(1)
@@ -135,7 +144,9 @@ def _product_s(
     assert isinstance(op, Matmul)
     needed = {t: driver.allocate(t.n_bytes({})) for t in (x, op.out)}
     scratch = driver.allocate(max(512, scratch_bytes(op, {}, has_gemm=True)))
-    driver.upload(needed[x], np.random.default_rng(2).standard_normal((n, n_in), np.float32).view(np.uint8).reshape(-1))
+    driver.upload(
+        needed[x], np.random.default_rng(2).standard_normal((n, n_in), np.float32).view(np.uint8).reshape(-1)
+    )
     works: list[Work] = []
     for pointer in copies:
         address = {**needed, weight: pointer}.__getitem__
@@ -144,10 +155,8 @@ def _product_s(
     driver.prepare(works)
     driver.run(works)
     driver.synchronize()
-    if any(isinstance(work, Gemm) for work in works):
-        graph = None
-    else:
-        graph = driver.record(works)
+    has_gemm = any(isinstance(work, Gemm) for work in works)
+    graph = None if has_gemm else driver.record(works)
     with driver.stream:
         seconds = _timed(cupy, (lambda: driver.run(works)) if graph is None else graph.launch)
     for pointer in (*needed.values(), scratch):
@@ -164,7 +173,9 @@ def _llama(shape: Shape, file_type: str, n_cells: int) -> Program:
     )
     tables, outputs = g.input("tables", (N_SEQS, N_PAGES)), g.input("outputs", (N_OUTPUTS,))
     q_width, kv_width = shape.n_head * shape.head_dim, shape.n_head_kv * shape.head_dim
-    rotation = Rotation("norm", tuple(500000.0 ** (-2 * i / shape.head_dim) for i in range(shape.head_dim // 2)))
+    rotation = Rotation(
+        "norm", tuple(500000.0 ** (-2 * i / shape.head_dim) for i in range(shape.head_dim // 2))
+    )
 
     def weight(name: str, n_out: int, n_in: int, is_finer: bool = False) -> Tensor:
         return g.weight(name, (n_out, n_in), _dtype(file_type, is_finer))
@@ -174,16 +185,18 @@ def _llama(shape: Shape, file_type: str, n_cells: int) -> Program:
         is_finer = i < eighth or i >= 7 * eighth or (i - eighth) % 3 == 2
         with g.in_layer(i):
             normed = g.rms_norm(x, g.weight(f"{i}.attn_norm", (shape.n_embd,), DType.F32), 1e-5)
-            q = g.rope(g.matmul(normed, weight(f"{i}.q", q_width, shape.n_embd)), positions, shape.head_dim, rotation)
+            q = g.rope(
+                g.matmul(normed, weight(f"{i}.q", q_width, shape.n_embd)), positions, shape.head_dim, rotation
+            )
             k = g.matmul(normed, weight(f"{i}.k", kv_width, shape.n_embd))
             v = g.matmul(normed, weight(f"{i}.v", kv_width, shape.n_embd, is_finer))
-            states = [g.state(f"{kind}.{i}", (n_cells, kv_width), DType.F16) for kind in "kv"]
+            k_state, v_state = (g.state(f"{kind}.{i}", (n_cells, kv_width), DType.F16) for kind in "kv")
             g.store_kv(
-                k, v, positions, cells, *states,
+                k, v, positions, cells, k_state, v_state,
                 head_dim=shape.head_dim, page_size=PAGE_SIZE, rotation=rotation,
             )  # fmt: skip
             mixed = g.attention(
-                q, *states, tables, rows, n_visible,
+                q, k_state, v_state, tables, rows, n_visible,
                 head_dim=shape.head_dim, page_size=PAGE_SIZE, scale=shape.head_dim**-0.5,
             )  # fmt: skip
             x = g.matmul(mixed, weight(f"{i}.o", shape.n_embd, q_width), None, x)
@@ -220,7 +233,9 @@ class Loaded:
         return next(one for bound, one in self.executables if n <= bound).run(inputs)
 
 
-def _load(driver: CupyDriver, shape: Shape, file_type: str, n_ctx: int, buckets: Sequence[int]) -> Iterator[Loaded]:
+def _load(
+    driver: CupyDriver, shape: Shape, file_type: str, n_ctx: int, buckets: Sequence[int]
+) -> Iterator[Loaded]:
     """Random weights, where they will be read; freed when the generator goes on."""
     n_cells = max(n_ctx, 64 * 512)
     program = _llama(shape, file_type, n_cells)
@@ -228,13 +243,18 @@ def _load(driver: CupyDriver, shape: Shape, file_type: str, n_ctx: int, buckets:
     backends = {HOST: ReferenceBackend(HOST), "cuda": backend}
     placement = Placement(("cuda",) * (shape.n_layer + 1), HOST)
     bounds = [
-        {N_TOKENS.name: n, N_OUTPUTS.name: min(n, 64), N_SEQS.name: min(n, 64), N_PAGES.name: n_ctx // PAGE_SIZE}
+        {
+            N_TOKENS.name: n,
+            N_OUTPUTS.name: min(n, 64),
+            N_SEQS.name: min(n, 64),
+            N_PAGES.name: n_ctx // PAGE_SIZE,
+        }
         for n in buckets
     ]
     made = plans(program, placement, backends, bounds)
     rng = np.random.default_rng(3)
     block = rng.integers(0, 60, 64 << 20, np.uint8)
-    buffers = []
+    buffers: list[Buffer] = []
     weights: dict[tuple[str, str], Memory] = {}
     began_s, weight_bytes = time.perf_counter(), 0
     for tensor, device in made[0].weights:
@@ -254,7 +274,8 @@ def _load(driver: CupyDriver, shape: Shape, file_type: str, n_ctx: int, buckets:
         weight_bytes += n_bytes
     driver.synchronize()
     took_s = time.perf_counter() - began_s
-    print(f"{shape.name} {file_type}: {weight_bytes / GIGA:.2f} GB, loaded at {weight_bytes / took_s / GIGA:.1f} GB/s")
+    rate = weight_bytes / took_s / GIGA
+    print(f"{shape.name} {file_type}: {weight_bytes / GIGA:.2f} GB, loaded at {rate:.1f} GB/s")
     states: dict[str, Memory] = {}
     for tensor in program.states.values():
         buffers.append(backend.allocate(tensor.n_bytes({}), "cache"))
@@ -264,15 +285,20 @@ def _load(driver: CupyDriver, shape: Shape, file_type: str, n_ctx: int, buckets:
         n_bytes = max(one.graph_bytes[device] for one in made)
         buffers.append(backends[device].allocate(n_bytes, "graph"))
         graphs[device] = buffers[-1].memory
-    print(f"compute buffer {graphs['cuda'].n_bytes / GIGA:.2f} GB, cache {sum(s.n_bytes for s in states.values()) / GIGA:.2f} GB")
+    cache_bytes = sum(state.n_bytes for state in states.values())
+    print(f"compute buffer {graphs['cuda'].n_bytes / GIGA:.2f} GB, cache {cache_bytes / GIGA:.2f} GB")
     assert all(tensor.role is Role.STATE for tensor in program.states.values())
-    executables = [(n, one.bind(backends, graphs, weights, states)) for n, one in zip(buckets, made, strict=True)]
+    executables = [
+        (n, one.bind(backends, graphs, weights, states)) for n, one in zip(buckets, made, strict=True)
+    ]
     yield Loaded(executables, weight_bytes, n_cells)
     for buffer in buffers:
         buffer.free()
 
 
-def _model(driver: CupyDriver, shape: Shape, file_type: str, bandwidth: float, options: argparse.Namespace) -> None:
+def _model(
+    driver: CupyDriver, shape: Shape, file_type: str, bandwidth: float, options: argparse.Namespace
+) -> None:
     for loaded in _load(driver, shape, file_type, 4096, (1, 8, 16, 32, 64, options.n_batch)):
         print("| batch | depth | ms | ms without logits' way | tok/s | of copy |\n|---|---|---|---|---|---|")
         for n_seq in (1, 2, 4, 8, 16, 32, 64):
@@ -314,6 +340,7 @@ def _device_s(driver: CupyDriver, loaded: Loaded, steps: Sequence[dict[str, Arra
     driver.synchronize()
     began_s = time.perf_counter()
     for _ in range(20):
+        executable.segments[0].run(values)  # what inputs lay in has other values by now
         kernels.run(values)
     driver.synchronize()
     return (time.perf_counter() - began_s) / 20

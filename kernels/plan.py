@@ -1,8 +1,8 @@
 """A program bound to devices: which op runs where, which bytes each value occupies, what has to be copied.
 
-Inputs arrive and outputs leave on the host, where `placement.input` is.  Inputs are copied to the devices that
-read them before anything runs, a value that another device reads before its first reader there, through the
-host's memory where neither device is the host.
+Inputs arrive and outputs leave on the host, where `placement.input` is.  Inputs are copied to the devices
+that read them before anything runs, a value that another device reads before its first reader there, through
+the host's memory where neither device is the host.
 
 `plan()` is a pure function of the program, the placement and the bounds; it allocates nothing, so its memory
 figures are what `fit` answers.  `Plan.bind()` turns it into an `Executable` over memory that exists.

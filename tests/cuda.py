@@ -10,6 +10,7 @@ from kernels.cuda.cupy_driver import CupyDriver
 from kernels.cuda.driver import Driver
 from kernels.cuda.emulator.driver import EmulatedDriver
 
+EMULATED = "cuda-emulated"
 COMPILED = Path(__file__).parent.parent / "build" / "cuda-emulated"  # what the emulator was compiled to
 
 
@@ -20,6 +21,6 @@ def opened(name: str, driver: Driver) -> CudaBackend:
     return backend
 
 
-CUDA_BACKENDS: Mapping[str, Backend] = {"cuda-emulated": opened("cuda:emulated", EmulatedDriver(COMPILED))} | (
+CUDA_BACKENDS: Mapping[str, Backend] = {EMULATED: opened("cuda:emulated", EmulatedDriver(COMPILED))} | (
     {"cuda": opened("cuda:0", CupyDriver(0, "a GPU"))} if os.environ.get("RUNTIME_TEST_CUDA") else {}
 )

@@ -1,7 +1,7 @@
 """The CUDA backend: memory and kernels of one device, behind a driver that is a GPU or the emulator.
 
-Everything that a kernel relies on is checked when a segment is bound; index inputs are made by the engine from
-the cache's tables, and are not looked at again on the device.
+Everything that a kernel relies on is checked when a segment is bound; index inputs are made by the engine
+from the cache's tables, and are not looked at again on the device.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ from kernels.tensor import Bounds, Role, Tensor
 
 CONSTANT_BYTES = 8 << 10  # sizes of a run, and frequencies: at the beginning of the workspace
 GRANULARITY_BYTES = 512
-GRAPH_ROWS = 32  # plans of at most so many rows are recorded, others launched kernel by kernel
+GRAPH_ROWS = 16  # plans of at most so many rows are recorded, others launched kernel by kernel
 N_KEPT = 8  # sizes whose launches are kept
 WEIGHT_DTYPES = frozenset(d for d in DType if d.is_quantized) | {DType.F32, DType.F16, DType.BF16}
 STATE_DTYPES = frozenset({DType.F32, DType.F16, DType.Q8_0})

@@ -102,6 +102,7 @@ __device__ inline void attend(const float* q, u8* k_state, u8* v_state, const in
         float dot = 0.0f;
         if (dtype == F16) {
             const u16* key = (const u16*)keys.at + in;
+#pragma unroll 16  // so many loads are on their way at once
             for (int d = 0; d < head_dim; d++) dot = fmaf(q[d], half_of(key[d * page_size]), dot);
         } else {
             for (int d = 0; d < head_dim; d++) dot = fmaf(q[d], read<1>(keys, dtype, in, d), dot);
@@ -121,6 +122,22 @@ __device__ inline void attend(const float* q, u8* k_state, u8* v_state, const in
     p.most = most;
     p.sum = p.sum * shrink + warp_sum(weight);
     for (int j = 0; j < MAX_LANES; j++) values[j] *= shrink;
+    if (dtype == F16 && page_size % WARP == 0 && head_dim % WARP == 0) {
+        // all 32 cells lie in one page, their values one after the other
+        const Region r = region_of(v_state, dtype, table[begin / page_size], n_kv, kv, page_size, head_dim);
+        const u16* value = (const u16*)r.at + begin % page_size * head_dim + lane;
+        const int from = start > begin ? start - begin : 0, to = stop - begin < WARP ? stop - begin : WARP;
+#pragma unroll 8
+        for (int i = from; i < to; i++) {
+            const float part = __shfl_sync(FULL, weight, i);
+#pragma unroll
+            for (int j = 0; j < MAX_LANES; j++) {
+                if (j * WARP >= head_dim) break;
+                values[j] = fmaf(part, half_of(value[i * head_dim + j * WARP]), values[j]);
+            }
+        }
+        return;
+    }
     for (int i = 0; i < WARP; i++) {
         const int other = begin + i;
         const float part = __shfl_sync(FULL, weight, i);

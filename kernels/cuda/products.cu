@@ -40,34 +40,28 @@ struct Wide {
     }
 };
 
-__device__ inline int byte_of(const int4& words, int i) {
-    const int word = i < 4 ? words.y : i < 8 ? words.z : words.w;
-    return word >> 8 * (i & 3) & 255;
-}
-
 // 16 bytes hold 16 weights in their low nibbles and, 32 further on, 16 in their high ones: eight lanes read a block's
-// 128 bytes in one wide access each, and its first 16 bytes once more for the scales.
+// 128 bytes in one wide access each, and its first 16 bytes once more.  The scales of both runs are neighbours, so both
+// are unpacked as pairs of bytes.
 template <>
 struct Wide<Q4_K> {
     static const int weights = 256, bytes = 144, per_block = 8;
     __device__ static inline void load(const u8* block, int part, Runs& r) {
         const int4 head = ((const int4*)block)[0], qs = ((const int4*)block)[1 + part];
         const int words[4] = {qs.x, qs.y, qs.z, qs.w};
+        const int pair = part / 2, shift = 16 * (pair & 1);
+        const int first = head.y >> shift, second = head.z >> shift, third = head.w >> shift;
+        const int is_low = pair < 2;
+        const int scales = is_low ? first & 0x3f3f : (third & 0x0f0f) | (first & 0xc0c0) >> 2;
+        const int leasts = is_low ? second & 0x3f3f : (third >> 4 & 0x0f0f) | (second & 0xc0c0) >> 2;
         const float d = half_of((u16)head.x), dmin = half_of((u16)(head.x >> 16));
+#pragma unroll
         for (int h = 0; h < 2; h++) {
-            const int j = part / 2 * 2 + h;
-            int scale, least;
-            if (j < 4) {
-                scale = byte_of(head, j) & 63;
-                least = byte_of(head, j + 4) & 63;
-            } else {
-                scale = (byte_of(head, j + 4) & 15) | byte_of(head, j - 4) >> 6 << 4;
-                least = byte_of(head, j + 4) >> 4 | byte_of(head, j) >> 6 << 4;
-            }
+#pragma unroll
             for (int w = 0; w < 4; w++) r.q[h][w] = words[w] >> 4 * h & 0x0f0f0f0f;
-            r.at[h] = 32 * j + 16 * (part % 2);
-            r.scale[h] = d * (float)scale;
-            r.least[h] = dmin * (float)least;
+            r.at[h] = 64 * pair + 32 * h + 16 * (part % 2);
+            r.scale[h] = d * (float)(scales >> 8 * h & 255);
+            r.least[h] = dmin * (float)(leasts >> 8 * h & 255);
         }
     }
 };
@@ -107,40 +101,54 @@ __device__ inline void finish(float value, i64 at, int row, const float* bias, c
     out[at] = residual != 0 ? value + residual[at] : value;
 }
 
-template <int kType, int kCols>
+// A warp takes kRows rows of the weight at once: what is read of the activations serves all of them.
+template <int kType, int kCols, int kRows>
 __device__ inline void multiply(const u8* weight, Acts acts, const float* bias, const float* residual, float* out,
                                 int n_in, int n_out, int n) {
     typedef Wide<kType> W;
-    const int lane = threadIdx.x % WARP, row = blockIdx.x * WARPS + threadIdx.x / WARP, first = blockIdx.y * kCols;
+    const int lane = threadIdx.x % WARP, first = blockIdx.y * kCols;
+    const int row = (blockIdx.x * WARPS + threadIdx.x / WARP) * kRows;
     const int n_col = n - first < kCols ? n - first : kCols;
     if (row >= n_out || n_col <= 0) return;
-    const u8* from = weight + (i64)row * (n_in / W::weights) * W::bytes;
-    float sums[kCols] = {};
-    const int n_part = n_in / W::weights * W::per_block;
+    const int n_block = n_in / W::weights;
+    const u8* from[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; r++)  // beyond the last row the last one once more
+        from[r] = weight + (i64)(row + r < n_out ? row + r : n_out - 1) * n_block * W::bytes;
+    float sums[kCols][kRows] = {};
+    const int n_part = n_block * W::per_block;
 #pragma unroll 2
     for (int part = lane; part < n_part; part += WARP) {
         const int block = part / W::per_block;
-        Runs r;
-        W::load(from + (i64)block * W::bytes, part % W::per_block, r);
+        Runs runs[kRows];
+#pragma unroll
+        for (int r = 0; r < kRows; r++) W::load(from[r] + (i64)block * W::bytes, part % W::per_block, runs[r]);
 #pragma unroll
         for (int c = 0; c < kCols; c++) {
             if (c >= n_col) break;
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                const int at = (first + c) * n_in + block * W::weights + r.at[h];
+                const int at = (first + c) * n_in + block * W::weights + runs[0].at[h];
                 const int4 x = ((const int4*)(acts.q + at))[0];
-                const int dot =
-                    __dp4a(r.q[h][0], x.x, __dp4a(r.q[h][1], x.y, __dp4a(r.q[h][2], x.z, __dp4a(r.q[h][3], x.w, 0))));
-                const float value = r.scale[h] * (float)dot - r.least[h] * (float)acts.sums[at / 16];
-                sums[c] += acts.scale[at / GROUP] * value;
+                const float sum = (float)acts.sums[at / 16], scale = acts.scale[at / GROUP];
+#pragma unroll
+                for (int r = 0; r < kRows; r++) {
+                    const int* q = runs[r].q[h];
+                    const int dot = __dp4a(q[0], x.x, __dp4a(q[1], x.y, __dp4a(q[2], x.z, __dp4a(q[3], x.w, 0))));
+                    sums[c][r] += scale * (runs[r].scale[h] * (float)dot - runs[r].least[h] * sum);
+                }
             }
         }
     }
 #pragma unroll
     for (int c = 0; c < kCols; c++) {
         if (c >= n_col) break;
-        const float total = warp_sum(sums[c]);
-        if (lane == 0) finish(total, (i64)(first + c) * n_out + row, row, bias, residual, out);
+#pragma unroll
+        for (int r = 0; r < kRows; r++) {
+            const float total = warp_sum(sums[c][r]);
+            if (lane == 0 && row + r < n_out)
+                finish(total, (i64)(first + c) * n_out + row + r, row + r, bias, residual, out);
+        }
     }
 }
 
@@ -176,14 +184,19 @@ __device__ inline void multiply_plain(const u8* weight, const float* x, const fl
 #pragma unroll 2
     for (int i = 8 * lane; i < n_whole; i += 8 * WARP) {
         int4 raw[P::bytes / 2];
+#pragma unroll
         for (int part = 0; part < P::bytes / 2; part++) raw[part] = ((const int4*)(from + (i64)i * P::bytes))[part];
         float w[8];
+#pragma unroll
         for (int k = 0; k < 8; k++) w[k] = P::at((const u8*)raw, k);
 #pragma unroll
         for (int c = 0; c < kCols; c++) {
             if (c >= n_col) break;
-            const float* a = x + (i64)(first + c) * n_in + i;
-            for (int k = 0; k < 8; k++) sums[c] = fmaf(w[k], a[k], sums[c]);
+            const int4* a = (const int4*)(x + (i64)(first + c) * n_in + i);
+            const int4 low = a[0], high = a[1];
+            const int bits[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+            for (int k = 0; k < 8; k++) sums[c] = fmaf(w[k], __int_as_float(bits[k]), sums[c]);
         }
     }
     for (int i = n_whole + lane; i < n_in; i += WARP) {
@@ -200,33 +213,34 @@ __device__ inline void multiply_plain(const u8* weight, const float* x, const fl
 
 template <int kType, int kIsPlain>
 struct Product {
-    template <int kCols>
+    template <int kCols, int kRows>
     __device__ static inline void run(const u8* weight, Acts acts, const float*, const float* bias,
                                       const float* residual, float* out, int n_in, int n_out, int n) {
-        multiply<kType, kCols>(weight, acts, bias, residual, out, n_in, n_out, n);
+        multiply<kType, kCols, kRows>(weight, acts, bias, residual, out, n_in, n_out, n);
     }
 };
 template <int kType>
 struct Product<kType, 1> {
-    template <int kCols>
+    template <int kCols, int kRows>
     __device__ static inline void run(const u8* weight, Acts, const float* x, const float* bias, const float* residual,
                                       float* out, int n_in, int n_out, int n) {
         multiply_plain<kType, kCols>(weight, x, bias, residual, out, n_in, n_out, n);
     }
 };
 
-#define MATVEC(kCols)                                                                                                 \
+// kRows: of a quantised weight; of a plain one a warp takes one.
+#define MATVEC(kCols, kRows)                                                                                          \
     KERNEL matvec_##kCols(const u8* weight, const i8* q, const float* scale, const i16* sums, const float* x,         \
                           const float* bias, const float* residual, float* out, int n_in, int n_out, int n,           \
                           const int* dims) {                                                                          \
         Acts acts = {q, scale, sums};                                                                                 \
-        Product<TYPE, IS_PLAIN>::run<kCols>(weight, acts, x, bias, residual, out, n_in, n_out, dim_of(n, dims));      \
+        Product<TYPE, IS_PLAIN>::run<kCols, kRows>(weight, acts, x, bias, residual, out, n_in, n_out, dim_of(n, dims)); \
     }
 
-MATVEC(1)
-MATVEC(2)
-MATVEC(4)
-MATVEC(8)
+MATVEC(1, 2)
+MATVEC(2, 2)
+MATVEC(4, 2)
+MATVEC(8, 1)
 
 // A warp for each group of 32 activations.  One that is not finite makes its group's scale NaN.
 KERNEL quantize(const float* x, i8* q, float* scale, i16* sums, int n_in, int n, const int* dims) {

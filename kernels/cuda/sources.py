@@ -10,7 +10,7 @@ PLAIN_TYPES = ("F32", "F16", "BF16")
 MODULES = ("elements", "cache", "products")
 _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
 _KERNEL = re.compile(r"^KERNEL (\w+)\(", re.MULTILINE)
-_MADE = re.compile(r"^MATVEC\((\d+)\)$", re.MULTILINE)
+_MADE = re.compile(r"^MATVEC\((\d+), \d\)$", re.MULTILINE)
 
 
 @cache

@@ -1,7 +1,7 @@
 """From ops to kernel launches: grids, arguments, scratch.  Pure but for the addresses that it is given.
 
-Sizes that change from run to run reach kernels through `dims` in device memory, grids are made for the sizes of
-`Sizes`: those of one run, or the bounds, when what is recorded has to serve every run.
+Sizes that change from run to run reach kernels through `dims` in device memory; grids are made for the sizes
+of one run, or for the bounds where what is recorded has to serve every run.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,14 +24,14 @@ from kernels.tensor import Bounds, Dim, Sym, Tensor, value_of
 
 WARP = 32
 N_THREADS = 256
-ROWS_PER_BLOCK = 4  # of a weight, in products of few columns
+WARPS_OF_PRODUCT, ROWS_PER_WARP = 4, 2  # of few columns; in the kernels as WARPS and kRows
 MAX_COLS = 8  # that one reading of a weight serves
-GEMM_ROWS = 48  # from so many on the library's product is taken; see docs/performance.md
+GEMM_ROWS = 24  # from so many on the library's product is taken; see docs/performance.md
 ACT_GROUP = 32
 SPLIT_ROWS = 64  # with more rows, each attends to its cells in one piece: there is enough to do
 CHUNK_CELLS = 128  # of one piece otherwise
 MAX_CHUNKS = 64
-WARPS_PER_BLOCK = 8
+WARPS_PER_BLOCK = 16
 MAX_HEAD_DIM = 256
 MAX_TAPS = 16
 ALIGNMENT = 256
@@ -208,7 +208,7 @@ def _attention(op: Attention, place: Place, values: Bounds) -> Sequence[Work]:
 
 
 def _chunks(op: Attention, bounds: Bounds) -> tuple[int, int]:
-    """Pieces of a row's cells, and cells of a piece: of the plan, not of a run, so that sums are cut alike."""
+    """Pieces of a row's cells, and cells of a piece: the plan's, so that every run cuts sums alike."""
     n_cells = max(1, value_of(op.tables.shape[1], bounds) * op.page_size)
     if value_of(op.q.shape[0], bounds) > SPLIT_ROWS:
         return 1, _up(n_cells, WARP)
@@ -253,8 +253,9 @@ def _matmul(op: Matmul, place: Place, values: Bounds) -> Sequence[Work]:
         *map(np.int32, (n_in, n_out)),
         *dims,
     ]
-    grid = (_blocks(n_out, ROWS_PER_BLOCK), -(-n // n_cols), 1)
-    works.append(Launch(f"matvec_{n_cols}", dtype.name, grid, ROWS_PER_BLOCK * WARP, args))
+    n_rows = WARPS_OF_PRODUCT * (1 if n_cols == MAX_COLS or not dtype.is_quantized else ROWS_PER_WARP)
+    grid = (_blocks(n_out, n_rows), -(-n // n_cols), 1)
+    works.append(Launch(f"matvec_{n_cols}", dtype.name, grid, WARPS_OF_PRODUCT * WARP, args))
     return works
 
 

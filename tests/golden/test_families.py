@@ -27,10 +27,10 @@ def model_path(variant: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_logits_agree_with_transformers(variant: str, model_path: Path, backend: Backend) -> None:
+def test_logits_agree_with_transformers(variant: str, model_path: Path, any_backend: Backend) -> None:
     golden = json.loads((HERE / f"{variant}.json").read_text())
     expected = np.array(golden["logits"], np.float32)
-    model = Bound(model_path, backend)
+    model = Bound(model_path, any_backend)
     got = model.feed((model.open(), golden["prompt"]), all_rows=True)
     assert np.abs(got - expected).max() <= MAX_RELATIVE_ERROR * np.abs(expected).max()
 

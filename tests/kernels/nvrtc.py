@@ -38,7 +38,7 @@ def _nvrtc(path: Path) -> ctypes.CDLL:
 
 
 def compile_for(path: Path, source: str, arch: str, options: Sequence[str] = ()) -> Mapping[str, Usage]:
-    """Machine code for an architecture such as "sm_90"; what each kernel takes.  CompileError also for warnings."""
+    """Compile for an architecture such as "sm_90"; what each kernel takes.  CompileError for warnings."""
     nvrtc = _nvrtc(path)
     program = ctypes.c_void_p()
     _check(
@@ -68,6 +68,7 @@ _SHARED = re.compile(r"(\d+) bytes smem")
 
 def _usage(log: str) -> Mapping[str, Usage]:
     found: dict[str, Usage] = {}
+    name = ""
     for part in _KERNEL.split(log)[1:]:
         if part.isidentifier():
             name = part

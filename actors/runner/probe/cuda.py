@@ -64,7 +64,7 @@ class Cuda:
 
 
 def find_listed(device_id: str) -> CupyDevice | None:
-    """The device of this id as CuPy lists it; None when it lists none.  Unsupported when CuPy does not work."""
+    """The device of this id as CuPy lists it, None when it does not; Unsupported when CuPy does not work."""
     listed = Cupy(LIBRARY).devices()
     try:
         by_bus = {gpu.pci_id: gpu for gpu in read_nvml().devices}

@@ -1,0 +1,66 @@
+"""Models with layers on a CUDA device, in the emulator: the tokens of the host alone, memory as planned."""
+
+from pathlib import Path
+
+import pytest
+
+from actors.protocol import Generate, LayerPlacement, LoadOptions, ModelSpec, Sampling
+from actors.runner.engine import Engine
+from actors.runner.model import Model
+from kernels.cpu.backend import CpuBackend
+from kernels.cuda.backend import CudaBackend
+from kernels.cuda.emulator.driver import EmulatedDriver
+from tests.actors.sim_models import answers, serving
+from tests.cuda import COMPILED
+from tests.golden import tiny as t
+
+OPTIONS = LoadOptions(n_ctx=64, n_batch=20, n_parallel=2)  # one plan is recorded, the other is not
+DEVICE = "cuda:0"
+
+
+def opened(path: Path, layers: tuple[int, ...]) -> tuple[Model, CudaBackend]:
+    """Planned with these layers on the device, the rest on the host."""
+    cuda = CudaBackend(DEVICE, EmulatedDriver(COMPILED))
+    placement = (LayerPlacement(DEVICE, layers),)
+    spec = ModelSpec("tiny", "sha256:0", str(path), 0)
+    model = Model.open(spec, OPTIONS, placement, {"cpu": CpuBackend(2), DEVICE: cuda})
+    return model, cuda
+
+
+@pytest.mark.parametrize("layers", [(0, 1, 2), (1, 2), (0,)], ids=["all", "upper", "lower"])
+@pytest.mark.parametrize("variant", ["qwen3", "lfm2-last"])
+async def test_layers_on_a_device_give_the_tokens_of_the_host_alone(
+    variant: str, layers: tuple[int, ...], tmp_path: Path
+) -> None:
+    tiny = t.VARIANTS[variant]
+    path = tmp_path / "tiny.gguf"
+    t.write(path, tiny, t.weights(tiny))
+    prompt = tuple(t.prompt(tiny, 26))
+    asked = [
+        Generate(prompt, Sampling(temperature=0), n_predict=6),
+        Generate(prompt[:5], Sampling(seed=7, temperature=0.9, repeat_penalty=1.2), n_predict=6),
+    ]
+    alone, _ = opened(path, ())
+    async with serving(alone) as engine:
+        expected = await answers(engine, asked)
+    model, cuda = opened(path, layers)
+    async with serving(model) as engine:
+        assert isinstance(engine, Engine)
+        assert await answers(engine, asked) == expected
+    assert cuda.held_bytes() == cuda.allocations.given_bytes == 0
+
+
+def test_what_is_planned_is_what_the_device_gives(tmp_path: Path) -> None:
+    tiny = t.VARIANTS["qwen3"]
+    path = tmp_path / "tiny.gguf"
+    t.write(path, tiny, t.weights(tiny))
+    model, cuda = opened(path, (0, 1, 2))
+    assert model.allocate()
+    n_allocations = cuda.allocations.n_allocations
+    model.load()
+    device = next(one for one in model.report().devices if one.id == DEVICE)
+    items = (*device.weights, *device.cache, device.graph)
+    assert [item.planned_bytes for item in items] == [item.measured_bytes for item in items]
+    assert cuda.allocations.given_bytes == sum(item.measured_bytes for item in items)
+    assert cuda.allocations.n_allocations == n_allocations
+    model.close()
