@@ -5,6 +5,8 @@ Longer than a module should be, on purpose: every test drives the one loop throu
 
 import copy
 import time
+from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ import trio.testing
 from actors.errors import ModelError, PeerGone, QueueFull, RequestError
 from actors.protocol import Chunk, DoneReason, Finished, Generate, LoadOptions, ModelSpec, Sampling
 from actors.runner.engine import Engine
-from actors.runner.forward import ThreadDevice
+from actors.runner.forward import Drawn, Part, ThreadDevice
 from actors.runner.model import Model
 from actors.runner.sequence import Sequence
 from kernels.cpu.backend import CpuBackend
@@ -25,6 +27,8 @@ from tests.actors.engine_rig import (
     GREEDY,
     PROMPT,
     TINY,
+    Step,
+    around_steps,
     collect,
     engine_of,
     open_model,
@@ -203,15 +207,23 @@ async def test_a_reader_that_stops_pauses_its_own_sequence_only(model_path: Path
 
 async def test_when_every_reader_stops_nothing_is_computed_until_one_goes_on(model_path: Path) -> None:
     request = Generate(PROMPT[:8], GREEDY, n_predict=80)
+    n_begun = n_ended = 0
+
+    async def counted(step: Step, inputs: Mapping[str, Array], parts: SequenceOf[Part]) -> list[Drawn]:
+        nonlocal n_begun, n_ended
+        del inputs, parts
+        n_begun += 1
+        drawn = await step()
+        n_ended += 1
+        return drawn
+
     async with engine_of(model_path, n_ctx=128, n_parallel=2) as engine:
         expected, _, _ = await collect(engine, request)
+        around_steps(engine, counted)
         async with engine.open(request) as first, engine.open(request) as second:
-            while first.keeps_up or second.keeps_up:
-                await trio.lowlevel.checkpoint()
-            await trio.testing.wait_all_tasks_blocked()
-            n_batches = engine.n_batches
-            await trio.testing.wait_all_tasks_blocked(0.01)
-            assert engine.n_batches == n_batches
+            while first.keeps_up or second.keeps_up or n_begun != n_ended:
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            assert n_begun == n_ended  # the loop sleeps, and no batch is under way
             for sequence in (first, second):
                 assert tokens_of((await receive(engine, sequence))[0]) == expected
 
