@@ -262,7 +262,9 @@ def simulated(
             machine.add_device(device, room_for(n_bytes))
         if probe is not None:
             machine.script_probe(probe)
-        environ = {"RUNTIME_SIM": folder, "OLLAMA_NUM_PARALLEL": "1", **settings}
+        # a context that is configured is what is loaded: then memory is what the layers take
+        context = {"RUNTIME_N_CTX": str(OPTIONS["num_ctx"])}
+        environ = {"RUNTIME_SIM": folder, "OLLAMA_NUM_PARALLEL": "1", **context, **settings}
         with started(**environ) as runtime:
             made = SimRuntime(runtime, machine)
             if probe is None:
