@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 
 from actors.errors import ConfigError, RequestError, Unsupported
 from actors.protocol import LayerPlacement
-from actors.runner.probe.cuda import find_listed
 from kernels.backend import Backend
 from kernels.cpu.backend import MAX_THREADS, CpuBackend
 from kernels.cuda.backend import CudaBackend
@@ -68,6 +67,9 @@ def _open_device(device: str, host: Backend, sim_dir: str) -> Backend:
 
 
 def _open_cuda(device: str) -> Backend:
+    # the management library takes 20 ms to import, which a runner on the host need not wait for
+    from actors.runner.probe.cuda import find_listed
+
     try:
         listed = find_listed(device)
     except Unsupported as exc:
