@@ -39,7 +39,7 @@ class Output:
         self._held.append(Held(token, self._n_decoded, logprob))
         decoded = self._bytes.push(self._tokenizer.piece(token))
         self._n_decoded += len(decoded)
-        return self._match(decoded)
+        return self._chunk(self._matcher.push(decoded))
 
     def replay(self, tokens: Sequence[int]) -> None:
         """Be where another output stood when it had given these tokens; they are not given again."""
@@ -53,19 +53,15 @@ class Output:
             return None
         rest = self._bytes.flush()
         self._n_decoded += len(rest)
-        chunk = self._match(rest)
-        text = (chunk.text if chunk else "") + ("" if self.stop_string else self._matcher.flush())
-        entries = (chunk.logprobs if chunk else ()) + self._take_logprobs()
-        tokens = (chunk.tokens if chunk else ()) + self._take_tokens()
-        return Chunk(text, tokens, entries) if text or tokens else None
+        return self._chunk(self._matcher.push(rest) + self._matcher.flush(), is_last=True)
 
-    def _match(self, decoded: str) -> Chunk | None:
-        text = self._matcher.push(decoded)
+    def _chunk(self, text: str, *, is_last: bool = False) -> Chunk | None:
+        """What goes with text that can be sent: the tokens and entries held so far, but for those cut off."""
         self._n_sent += len(text)
         if self._matcher.found is not None:
             self.stop_string = self._matcher.found
             self._held = [held for held in self._held if held.start < self._n_sent]
-        elif not text:
+        elif not text and not is_last:
             return None
         entries, tokens = self._take_logprobs(), self._take_tokens()
         return Chunk(text, tokens, entries) if text or tokens else None

@@ -17,11 +17,11 @@ def run(stops: list[str], pieces: list[str]) -> tuple[str, str | None]:
 
 
 def whole(stops: list[str], text: str) -> tuple[str, str | None]:
-    """Read character by character: the first character that completes a stop ends it."""
-    for end in range(1, len(text) + 1):
-        done = [stop for stop in stops if text[:end].endswith(stop)]
-        if done:
-            return text[: end - max(map(len, done))], max(done, key=len)
+    """Of the whole text at once: it ends where any stop begins first, named by the shortest there."""
+    for start in range(len(text)):
+        here = [stop for stop in stops if text.startswith(stop, start)]
+        if here:
+            return text[:start], min(here, key=len)
     return text, None
 
 
@@ -51,8 +51,20 @@ def test_the_earliest_stop_wins_and_not_the_first_listed() -> None:
     assert run(["late", "early"], ["so early and so late"]) == ("so ", "early")
 
 
-def test_of_stops_complete_at_once_the_longer_wins() -> None:
-    assert run(["c", "abc"], ["xabc"]) == ("x", "abc")
+def test_of_overlapping_stops_the_one_that_begins_first_wins_though_it_is_complete_last() -> None:
+    assert run(["bc d", "c"], ["ab", "c", " ", "d"]) == ("a", "bc d")
+
+
+def test_a_complete_stop_wins_once_the_one_that_began_before_it_cannot_come() -> None:
+    assert run(["bc d", "c"], ["ab", "c", " ", "x"]) == ("ab", "c")
+
+
+def test_a_complete_stop_does_not_leak_when_the_text_ends_before_the_one_that_began_earlier() -> None:
+    assert run(["bc d", "c"], ["ab", "c", " "]) == ("ab", "c")
+
+
+def test_of_stops_that_begin_at_once_the_shorter_wins() -> None:
+    assert run(["abc", "ab"], ["xabc"]) == run(["abc", "ab"], ["xab", "c"]) == ("x", "ab")
 
 
 def test_a_stop_completed_by_the_last_allowed_token_does_not_leak() -> None:

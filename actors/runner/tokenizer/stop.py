@@ -6,10 +6,11 @@ from actors.errors import RequestError
 
 
 class StopMatcher:
-    """Passes text on until a stop string is complete in it; holds back what may yet become one.
+    """Passes text on until a stop string stands in it; holds back what may yet become one.
 
-    The stop that is complete first wins, whatever the order of the list, and of those complete at the same
-    character the one that begins first: so the answer does not depend on how the text was cut into pieces.
+    The stop that begins first in the text wins, whatever the order of the list, and of those that begin at
+    the same character the shortest: so the answer does not depend on how the text was cut into pieces.  One
+    that is complete waits while another that began before it may yet be completed.
     Give it every piece, the last allowed token's too, and only then `flush()`: a stop that the last token
     completes is found and does not leak.
     """
@@ -38,25 +39,28 @@ class StopMatcher:
         if self.found is not None:
             return ""
         text = self._held + text
-        if (match := self._first_stop(text)) is not None:
-            start, self.found = match
-            self._held = ""
-            return text[:start]
         n_sure = len(text) - self._n_doubtful(text)
+        hit = self._first_stop(text)
+        if hit is not None and hit[0] <= n_sure:
+            return self._cut(text, hit)
         self._held = text[n_sure:]
         return text[:n_sure]
 
     def flush(self) -> str:
-        """End of the text: what was held, because no stop can come of it any more."""
+        """End of the text: what was held, up to a stop that was complete and waited for one before it."""
         text, self._held = self._held, ""
-        return text
+        hit = self._first_stop(text)
+        return text if hit is None else self._cut(text, hit)
 
-    def _first_stop(self, text: str) -> tuple[int, str] | None:
-        hits = [(start + len(stop), start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
-        if not hits:
-            return None
-        _, start, stop = min(hits)
-        return start, stop
+    def _cut(self, text: str, hit: tuple[int, int, str]) -> str:
+        start, _, self.found = hit
+        self._held = ""
+        return text[:start]
+
+    def _first_stop(self, text: str) -> tuple[int, int, str] | None:
+        """Where it begins, its length and itself."""
+        hits = ((start, len(stop), stop) for stop in self._stops if (start := text.find(stop)) >= 0)
+        return min(hits, default=None)
 
     def _n_doubtful(self, text: str) -> int:
         """Length of the longest end of text with which a stop string begins."""
