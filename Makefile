@@ -7,6 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PYTEST := $(BIN)/python -m pytest -q
 SOURCES := actors kernels bench tests tools
 NATIVE := $(sort $(wildcard kernels/cpu/*.cpp kernels/cpu/*.hpp kernels/cpu/*.inc actors/runner/native/*.?pp))
+CUDA := $(sort $(wildcard kernels/cuda/*.cu kernels/cuda/*.cuh kernels/cuda/emulator/*.hpp))
 NATIVE_TESTS := $(sort $(wildcard tests/kernels/native/*.?pp))
 BUILD_TOOLS := "scikit-build-core>=0.11" "nanobind>=2.9" "cmake>=3.26" "ninja>=1.11"
 FUZZ_S ?= 600
@@ -48,12 +49,12 @@ $(VENV)/.dev: $(VENV)/.runtime
 lint: dev ## formatting and lint, without changing anything
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
-	$(BIN)/clang-format --dry-run --Werror $(NATIVE) $(NATIVE_TESTS)
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE) $(CUDA) $(NATIVE_TESTS)
 
 format: dev ## put everything in shape
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
-	$(BIN)/clang-format -i $(NATIVE) $(NATIVE_TESTS)
+	$(BIN)/clang-format -i $(NATIVE) $(CUDA) $(NATIVE_TESTS)
 
 types: dev ## pyright, strict
 	$(BIN)/basedpyright

@@ -7,7 +7,8 @@ import argparse
 import importlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -15,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from bench.inputs import index_arrays
+from bench.shapes import SHAPES, Shape, dtype_of
 from kernels.cuda.backend import CudaBackend
 from kernels.cuda.cupy_driver import CupyDriver
 from kernels.cuda.driver import Gemm, Work
@@ -28,7 +31,7 @@ from kernels.ops.rope import Rotation
 from kernels.plan import Placement, plans
 from kernels.program import Program, ProgramBuilder
 from kernels.reference import ReferenceBackend
-from kernels.tensor import N_OUTPUTS, N_PAGES, N_SEQS, N_TOKENS, Role, Tensor
+from kernels.tensor import N_OUTPUTS, N_PAGES, N_SEQS, N_TOKENS, Tensor
 
 COPY_BYTES = 2 << 30
 MATRIX_N = 8192
@@ -37,26 +40,6 @@ PAGE_SIZE = 32
 N_PASSES = 5
 GIGA, TERA = 1e9, 1e12
 HOST = "cpu"
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Sizes of a llama model; `finer` layers have Q6_K in place of Q4_K where files named Q4_K_M do."""
-
-    name: str
-    n_layer: int
-    n_embd: int
-    n_ff: int
-    n_head: int
-    n_head_kv: int
-    head_dim: int
-    n_vocab: int
-
-
-SHAPES = {
-    "1B": Shape("1B", 16, 2048, 8192, 32, 8, 64, 128256),
-    "8B": Shape("8B", 32, 4096, 14336, 32, 8, 128, 128256),
-}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -71,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     bandwidth = _limits(cupy)
     if "products" in options.only:
         _products(cupy, driver, bandwidth, options)
-    for name in options.shapes.split(","):
+    for name in options.shapes:
         for file_type in options.types.split(","):
             if "models" in options.only:
                 _model(driver, SHAPES[name], file_type, bandwidth, options)
@@ -172,25 +155,22 @@ def _llama(shape: Shape, file_type: str, n_cells: int) -> Program:
         g.input(name, (N_TOKENS,)) for name in ("positions", "cells", "rows", "n_visible")
     )
     tables, outputs = g.input("tables", (N_SEQS, N_PAGES)), g.input("outputs", (N_OUTPUTS,))
-    q_width, kv_width = shape.n_head * shape.head_dim, shape.n_head_kv * shape.head_dim
     rotation = Rotation(
-        "norm", tuple(500000.0 ** (-2 * i / shape.head_dim) for i in range(shape.head_dim // 2))
+        "norm", tuple(shape.rope_base ** (-2 * i / shape.head_dim) for i in range(shape.head_dim // 2))
     )
 
-    def weight(name: str, n_out: int, n_in: int, is_finer: bool = False) -> Tensor:
-        return g.weight(name, (n_out, n_in), _dtype(file_type, is_finer))
+    def weight(name: str) -> Tensor:
+        return g.weight(name, shape.tensors()[name], dtype_of(shape, file_type, name))
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return g.rms_norm(x, weight(name), shape.eps)
 
     for i in range(shape.n_layer):
-        eighth = shape.n_layer // 8
-        is_finer = i < eighth or i >= 7 * eighth or (i - eighth) % 3 == 2
         with g.in_layer(i):
-            normed = g.rms_norm(x, g.weight(f"{i}.attn_norm", (shape.n_embd,), DType.F32), 1e-5)
-            q = g.rope(
-                g.matmul(normed, weight(f"{i}.q", q_width, shape.n_embd)), positions, shape.head_dim, rotation
-            )
-            k = g.matmul(normed, weight(f"{i}.k", kv_width, shape.n_embd))
-            v = g.matmul(normed, weight(f"{i}.v", kv_width, shape.n_embd, is_finer))
-            k_state, v_state = (g.state(f"{kind}.{i}", (n_cells, kv_width), DType.F16) for kind in "kv")
+            normed = norm(x, f"blk.{i}.attn_norm.weight")
+            q, k, v = (g.matmul(normed, weight(f"blk.{i}.attn_{kind}.weight")) for kind in "qkv")
+            q = g.rope(q, positions, shape.head_dim, rotation)
+            k_state, v_state = (g.state(f"{kind}.{i}", (n_cells, shape.kv_width), DType.F16) for kind in "kv")
             g.store_kv(
                 k, v, positions, cells, k_state, v_state,
                 head_dim=shape.head_dim, page_size=PAGE_SIZE, rotation=rotation,
@@ -199,24 +179,15 @@ def _llama(shape: Shape, file_type: str, n_cells: int) -> Program:
                 q, k_state, v_state, tables, rows, n_visible,
                 head_dim=shape.head_dim, page_size=PAGE_SIZE, scale=shape.head_dim**-0.5,
             )  # fmt: skip
-            x = g.matmul(mixed, weight(f"{i}.o", shape.n_embd, q_width), None, x)
+            x = g.matmul(mixed, weight(f"blk.{i}.attn_output.weight"), None, x)
             if i == shape.n_layer - 1:
                 x = g.rows(x, outputs)
-            normed = g.rms_norm(x, g.weight(f"{i}.ffn_norm", (shape.n_embd,), DType.F32), 1e-5)
-            gate = g.matmul(normed, weight(f"{i}.gate", shape.n_ff, shape.n_embd))
-            up = g.matmul(normed, weight(f"{i}.up", shape.n_ff, shape.n_embd))
-            down = weight(f"{i}.down", shape.n_embd, shape.n_ff, is_finer)
-            x = g.matmul(g.gate(gate, up, "silu"), down, None, x)
+            normed = norm(x, f"blk.{i}.ffn_norm.weight")
+            gate, up = (g.matmul(normed, weight(f"blk.{i}.ffn_{kind}.weight")) for kind in ("gate", "up"))
+            x = g.matmul(g.gate(gate, up, "silu"), weight(f"blk.{i}.ffn_down.weight"), None, x)
     with g.in_layer(shape.n_layer):
-        x = g.rms_norm(x, g.weight("norm", (shape.n_embd,), DType.F32), 1e-5)
-        g.output("logits", g.matmul(x, weight("output", shape.n_vocab, shape.n_embd, is_finer=True)))
+        g.output("logits", g.matmul(norm(x, "output_norm.weight"), weight(shape.output)))
     return g.build()
-
-
-def _dtype(file_type: str, is_finer: bool) -> DType:
-    if file_type == "Q4_K_M":
-        return DType.Q6_K if is_finer else DType.Q4_K
-    return DType[file_type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,10 +204,11 @@ class Loaded:
         return next(one for bound, one in self.executables if n <= bound).run(inputs)
 
 
-def _load(
+@contextmanager
+def _loaded(
     driver: CupyDriver, shape: Shape, file_type: str, n_ctx: int, buckets: Sequence[int]
-) -> Iterator[Loaded]:
-    """Random weights, where they will be read; freed when the generator goes on."""
+) -> Generator[Loaded]:
+    """A model of random weights, freed at the end."""
     n_cells = max(n_ctx, 64 * 512)
     program = _llama(shape, file_type, n_cells)
     backend = CudaBackend("cuda", driver)
@@ -287,19 +259,20 @@ def _load(
         graphs[device] = buffers[-1].memory
     cache_bytes = sum(state.n_bytes for state in states.values())
     print(f"compute buffer {graphs['cuda'].n_bytes / GIGA:.2f} GB, cache {cache_bytes / GIGA:.2f} GB")
-    assert all(tensor.role is Role.STATE for tensor in program.states.values())
     executables = [
         (n, one.bind(backends, graphs, weights, states)) for n, one in zip(buckets, made, strict=True)
     ]
-    yield Loaded(executables, weight_bytes, n_cells)
-    for buffer in buffers:
-        buffer.free()
+    try:
+        yield Loaded(executables, weight_bytes, n_cells)
+    finally:
+        for buffer in buffers:
+            buffer.free()
 
 
 def _model(
     driver: CupyDriver, shape: Shape, file_type: str, bandwidth: float, options: argparse.Namespace
 ) -> None:
-    for loaded in _load(driver, shape, file_type, 4096, (1, 8, 16, 32, 64, options.n_batch)):
+    with _loaded(driver, shape, file_type, 4096, (1, 8, 16, 32, 64, options.n_batch)) as loaded:
         print("| batch | depth | ms | ms without logits' way | tok/s | of copy |\n|---|---|---|---|---|---|")
         for n_seq in (1, 2, 4, 8, 16, 32, 64):
             for depth in (32, 448) if n_seq > 1 else (32, 448, 4000):
@@ -347,30 +320,19 @@ def _device_s(driver: CupyDriver, loaded: Loaded, steps: Sequence[dict[str, Arra
 
 
 def _inputs(shape: Shape, depths: Sequence[int], n_new: int, n_cells: int) -> dict[str, Array]:
-    """n_new inputs of each sequence after `depths` cells."""
-    n_seq = len(depths)
-    each = n_cells // n_seq // PAGE_SIZE
-    rows = np.repeat(np.arange(n_seq, dtype=np.int32), n_new)
-    positions = np.concatenate([np.arange(d, d + n_new, dtype=np.int32) for d in depths])
-    n_pages = -(-(max(depths) + n_new) // PAGE_SIZE)
-    tables = (np.arange(n_seq)[:, None] * each + np.arange(n_pages)).astype(np.int32)
-    cells = tables[rows, positions // PAGE_SIZE] * PAGE_SIZE + positions % PAGE_SIZE
-    return {
-        "x": np.random.default_rng(4).standard_normal((len(rows), shape.n_embd), np.float32),
-        "positions": positions,
-        "cells": cells.astype(np.int32),
-        "rows": rows,
-        "n_visible": positions + np.int32(1),
-        "tables": tables,
-        "outputs": np.arange(n_new - 1, n_seq * n_new, n_new, dtype=np.int32),
-    }
+    """n_new inputs of each sequence after `depths` cells, as what their embedding would be."""
+    arrays = index_arrays(depths, n_new, n_cells // len(depths) // PAGE_SIZE, PAGE_SIZE, shape.n_vocab)
+    n_tokens = len(arrays.pop("tokens"))
+    x = np.random.default_rng(4).standard_normal((n_tokens, shape.n_embd), np.float32)
+    return {**arrays, "x": x}
 
 
 def _parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m bench.cuda", description=__doc__)
     add = made.add_argument
     add("--only", default="products,models")
-    add("--shapes", default="8B", help=f"of {', '.join(SHAPES)}")
+    llamas = [name for name, shape in SHAPES.items() if shape.arch == "llama"]
+    add("--shapes", nargs="+", choices=llamas, default=["8B"])
     add("--types", default="Q4_K_M", help="Q4_K_M, Q8_0, F16")
     add("--n-batch", type=int, default=2048)
     add("--rows", type=lambda text: [int(n) for n in text.split(",")], default=[1, 4, 8, 64, 512, 2048])

@@ -14,7 +14,7 @@ from kernels.dtype import DType
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes of a model; the embedding is tied to the output, as in all of these."""
+    """Sizes of a model."""
 
     name: str
     arch: str
@@ -29,6 +29,12 @@ class Shape:
     rope_base: float
     eps: float
     rope_factor: float = 0.0  # > 0: rope_freqs as llama 3.1 and later have them
+    is_tied: bool = True  # the embedding is the output matrix
+
+    @property
+    def output(self) -> str:
+        """The name of the output matrix."""
+        return "token_embd.weight" if self.is_tied else "output.weight"
 
     @property
     def q_width(self) -> int:
@@ -47,6 +53,7 @@ class Shape:
         for i in range(self.n_layer):
             found |= {f"blk.{i}.{name}": shape for name, shape in self._layer().items()}
         found["output_norm.weight"] = (self.n_embd,)
+        found.setdefault(self.output, (self.n_vocab, self.n_embd))
         if self.rope_factor > 0:
             found["rope_freqs.weight"] = (self.head_dim // 2,)
         return found
@@ -84,6 +91,9 @@ class Shape:
 SHAPES: Mapping[str, Shape] = {
     "1B": Shape("1B", "llama", 16, 2048, 8192, 32, 8, 64, 128256, 131072, 500000.0, 1e-5, 32.0),
     "3B": Shape("3B", "llama", 28, 3072, 8192, 24, 8, 128, 128256, 131072, 500000.0, 1e-5, 32.0),
+    "8B": Shape(
+        "8B", "llama", 32, 4096, 14336, 32, 8, 128, 128256, 131072, 500000.0, 1e-5, 8.0, is_tied=False
+    ),
     "qwen2-0.5B": Shape("qwen2-0.5B", "qwen2", 24, 896, 4864, 14, 2, 64, 151936, 32768, 1e6, 1e-6),
     "qwen3-0.6B": Shape("qwen3-0.6B", "qwen3", 28, 1024, 3072, 16, 8, 128, 151936, 40960, 1e6, 1e-6),
     "tiny": Shape("tiny", "llama", 2, 256, 512, 4, 2, 64, 1024, 4096, 10000.0, 1e-5),
@@ -116,8 +126,10 @@ def dtype_of(shape: Shape, file_type: str, name: str) -> DType:
 
 
 def _mixed(shape: Shape, file_type: str, name: str, base: DType) -> DType:
-    if name == "token_embd.weight":  # tied: it is the output matrix, which is kept finer
+    if name == shape.output:  # is kept finer
         return base if base is DType.Q8_0 else DType.Q6_K
+    if name == "token_embd.weight":
+        return base
     kind = name.split(".")[2]
     if (
         file_type.endswith("_M")

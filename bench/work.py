@@ -30,13 +30,14 @@ class Work:
 
 def work_of(shape: Shape, file_type: str, n_tokens: int, n_outputs: int, n_visible: int) -> Work:
     """One pass of n_tokens inputs of which n_outputs want logits; n_visible cells are read in all."""
-    embedding = shape.n_vocab * shape.n_embd
     last = f"blk.{shape.n_layer - 1}."
-    n_products = n_outputs * embedding
+    n_products = n_outputs * math.prod(shape.tensors()[shape.output])
     for name, dims in shape.tensors().items():
-        if len(dims) == 2 and name != "token_embd.weight":
+        if len(dims) == 2 and name.startswith("blk."):
             is_late = name.startswith(last) and name.split(".")[2] not in ("attn_q", "attn_k", "attn_v")
             n_products += (n_outputs if is_late else n_tokens) * math.prod(dims)
-    weights = sum(n_bytes_of(shape, file_type, name) for name in shape.tensors())
+    # of an embedding that is not the output matrix too, only a row a token is read
+    read = [name for name in shape.tensors() if shape.is_tied or name != "token_embd.weight"]
+    weights = sum(n_bytes_of(shape, file_type, name) for name in read)
     cell_bytes = shape.n_layer * shape.kv_width * KEYS_AND_VALUES * CACHE_ELEMENT_BYTES
     return Work(n_tokens, OPS_PER_PRODUCT * n_products, weights + n_visible * cell_bytes)

@@ -1,4 +1,4 @@
-"""What a device must be able to do for a plan to run on it.  `reference`, `cpu` and `sim` satisfy it.
+"""What a device must be able to do for a plan to run on it.  `reference`, `cpu`, `cuda` and `sim` do.
 
 A backend is one device's memory and kernels.  It never allocates while a program runs: everything comes from
 buffers made by `allocate` before, whose sizes the plan knows.

@@ -24,7 +24,7 @@ from kernels.ops.op import Op
 from kernels.ops.rope import Rope, Rotation
 from kernels.ops.rows import Rows
 from kernels.ops.softcap import SoftCap
-from kernels.tensor import Dim, Role, Shape, Tensor
+from kernels.tensor import Role, Shape, Tensor
 
 INPUT_LAYER = -1
 
@@ -102,7 +102,7 @@ class ProgramBuilder:
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
         """See `ops.norm.RmsNorm`."""
-        width, chunk = _width(x), _width(weight)
+        width, chunk = x.width, weight.width
         _expect(
             weight.dtype is DType.F32 and len(weight.shape) == 1, f"rms_norm weight {weight} is not F32[k]"
         )
@@ -116,7 +116,7 @@ class ProgramBuilder:
         self, x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
     ) -> Tensor:
         """See `ops.matmul.Matmul`."""
-        _expect(len(weight.shape) == 2 and _width(x) == weight.shape[1], f"matmul of {x} with {weight}")
+        _expect(len(weight.shape) == 2 and x.width == weight.shape[1], f"matmul of {x} with {weight}")
         shape = (x.shape[0], weight.shape[0])
         if bias is not None:
             _expect(bias.shape == (shape[1],) and bias.dtype is DType.F32, f"bias {bias} of {weight}")
@@ -127,7 +127,7 @@ class ProgramBuilder:
 
     def rope(self, x: Tensor, positions: Tensor, head_dim: int, rotation: Rotation) -> Tensor:
         """See `ops.rope.Rope`."""
-        _expect(_width(x) % head_dim == 0 and rotation.n_rot <= head_dim, f"rope of {x}, head_dim {head_dim}")
+        _expect(x.width % head_dim == 0 and rotation.n_rot <= head_dim, f"rope of {x}, head_dim {head_dim}")
         out = self._value("rope", x.shape)
         self._ops.append(Rope(self._layer, x, positions, out, head_dim, rotation))
         return out
@@ -147,7 +147,7 @@ class ProgramBuilder:
     ) -> None:
         """See `ops.attention.StoreKV`."""
         _expect(
-            k.shape == v.shape and _width(k) == _width(k_state) == _width(v_state),
+            k.shape == v.shape and k.width == k_state.width == v_state.width,
             f"store {k}, {v} in {k_state}",
         )
         _expect_cache(k_state, v_state, head_dim, page_size)
@@ -170,9 +170,7 @@ class ProgramBuilder:
         softcap: float = 0.0,
     ) -> Tensor:
         """See `ops.attention.Attention`."""
-        _expect(
-            _width(q) % _width(k_state) == 0 and _width(q) % head_dim == 0, f"attention of {q} over {k_state}"
-        )
+        _expect(q.width % k_state.width == 0 and q.width % head_dim == 0, f"attention of {q} over {k_state}")
         _expect_cache(k_state, v_state, head_dim, page_size)
         out = self._value("attention", q.shape)
         op = Attention(
@@ -201,9 +199,9 @@ class ProgramBuilder:
         n_channels, n_taps = weight.shape
         assert isinstance(n_channels, int), "weights have a known shape"
         assert isinstance(n_taps, int), "weights have a known shape"
-        _expect(n_taps > 1 and _width(x) == 3 * n_channels, f"short convolution of {x} with {weight}")
+        _expect(n_taps > 1 and x.width == 3 * n_channels, f"short convolution of {x} with {weight}")
         _expect(
-            state.dtype is DType.F32 and _width(state) == (n_taps - 1) * n_channels,
+            state.dtype is DType.F32 and state.width == (n_taps - 1) * n_channels,
             f"state {state} of taps {weight}",
         )
         out = self._value("conv", (x.shape[0], n_channels))
@@ -240,14 +238,6 @@ class ProgramBuilder:
         return tensor
 
 
-def _width(tensor: Tensor) -> int:
-    """The last dimension, which is never symbolic: rows have a known length."""
-    last: Dim = tensor.shape[-1]
-    _expect(isinstance(last, int), f"{tensor} has rows of unknown length")
-    assert isinstance(last, int)
-    return last
-
-
 def _expect_residual(residual: Tensor | None, shape: Shape, weight: Tensor) -> None:
     """What is added has the shape of the result."""
     _expect(residual is None or residual.shape == shape, f"residual {residual} of {weight}")
@@ -264,7 +254,7 @@ def _expect_cache(k_state: Tensor, v_state: Tensor, head_dim: int, page_size: in
         isinstance(n_cells, int) and page_size > 0 and n_cells % page_size == 0,
         f"{k_state} is not whole pages of {page_size} cells",
     )
-    _expect(_width(k_state) % head_dim == 0, f"{k_state} is not whole heads of {head_dim}")
+    _expect(k_state.width % head_dim == 0, f"{k_state} is not whole heads of {head_dim}")
     _expect(
         head_dim % block_n == 0,
         f"a cache of {k_state.dtype.name} needs heads of whole blocks of {block_n}, head_dim is {head_dim}; "

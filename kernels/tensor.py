@@ -67,6 +67,14 @@ class Tensor:
             n_elements *= dim if isinstance(dim, int) else values[dim.name]
         return self.dtype.n_bytes(n_elements)
 
+    @property
+    def width(self) -> int:
+        """Numbers in a row: the last dimension; ValueError where that is a symbol."""
+        last = self.shape[-1]
+        if isinstance(last, Sym):
+            raise ValueError(f"{self} has rows of unknown length")
+        return last
+
     def __repr__(self) -> str:
         dims = ", ".join(map(str, self.shape))
         return f"{self.name}: {self.dtype.name}[{dims}]"

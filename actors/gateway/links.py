@@ -54,6 +54,8 @@ class Links:
         finally:
             shared.n_users -= 1
             shared.left_s = trio.current_time()
+            if shared.n_users == 0 and shared.link is None:
+                self._forget(address, shared)  # whoever wanted it left before it was open
             if shared.n_users == 0 and self._shared.get(address) is not shared:
                 shared.closing.set()
 

@@ -35,9 +35,10 @@ N_CTX_SHOWN: Final = 2048  # the shortest that is shown; the others are doubling
 HOST_SHARE: Final = 0.25
 
 
-def short_n_ctx(n_ctx_train: int) -> int:
-    """The context that a model gets at least."""
-    return min(N_CTX_SHORT, n_ctx_train) if n_ctx_train else N_CTX_SHORT
+def short_n_ctx(n_ctx_train: int, wanted: int = 0) -> int:
+    """The context that a model gets at least; wanted: what a request names, 0 for none."""
+    short = wanted or N_CTX_SHORT
+    return min(short, n_ctx_train) if n_ctx_train else short
 
 
 def longest_n_ctx(low: MemoryReport, high: MemoryReport, devices: Sequence[Device], policy: Policy) -> int:

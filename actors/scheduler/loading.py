@@ -152,7 +152,7 @@ class Loading:
             if isinstance(step, Accept):
                 if not await order.may_take(_devices_of(step.placement)) or ledger.n_promises != n_promises:
                     continue  # others took memory since: what was accepted may not be there any more
-                n_ctx, short = step.report.n_ctx, self._short_n_ctx(step.report)
+                n_ctx, short = step.report.n_ctx, short_n_ctx(step.report.n_ctx_train, self.options.n_ctx)
                 is_long = self._is_open and n_ctx > short
                 # promised from here on, so that nobody else counts on the same bytes
                 ledger.promise(self.runner_id, step.report)
@@ -181,12 +181,6 @@ class Loading:
         wait for another load.  So it is only the least that is loaded.
         """
         return not self.means.n_ctx
-
-    def _short_n_ctx(self, report: MemoryReport) -> int:
-        """The context that is loaded at least."""
-        short = short_n_ctx(report.n_ctx_train)
-        wanted = self.options.n_ctx
-        return min(wanted, report.n_ctx_train or wanted) if wanted else short
 
     async def _fit(self, link: Link, n_ctx_most: int = 0) -> Accept | Evict | Refuse:
         """A fit round; where the context is left open, another at the longest that costs no speed."""

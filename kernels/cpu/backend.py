@@ -4,31 +4,24 @@ Everything that a kernel relies on is checked once, when a segment is bound: dty
 be written.  What can change from run to run (dimensions, index arrays) is checked by `CpuSegment.run`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from kernels.backend import Binding
+from kernels.checks import check_ops, refusal_of, values_within
 from kernels.cpu import _cpu
 from kernels.cpu.memory import allocate, round_to_pages
 from kernels.cpu.segment import VECTOR_BYTES, WORD_BYTES, SegmentBuilder, native_cache
-from kernels.dtype import DType
 from kernels.host import HostBackend, HostBuffer
 from kernels.memory import OutOfMemory
 from kernels.ops.attention import Attention, StoreKV
-from kernels.ops.conv import ShortConv
-from kernels.ops.gate import Gate
 from kernels.ops.matmul import Matmul
-from kernels.ops.norm import RmsNorm
 from kernels.ops.op import Op
 from kernels.ops.rope import Rope, Rotation
-from kernels.ops.rows import Rows
-from kernels.ops.softcap import SoftCap
-from kernels.tensor import Bounds, Dim, Tensor, value_of
+from kernels.tensor import Bounds, value_of
 
 ALIGNMENT = VECTOR_BYTES  # a cache line, and the widest vector
 MAX_THREADS = 1024
 EMULATED = "avx512-emulated"
-WEIGHT_DTYPES = frozenset(d for d in DType if d.is_quantized) | {DType.F32, DType.F16, DType.BF16}
-STATE_DTYPES = frozenset({DType.F32, DType.F16, DType.Q8_0})
 
 
 def available_isas() -> list[str]:
@@ -75,24 +68,10 @@ class CpuBackend(HostBackend):
 
     def refuses(self, op: Op) -> str | None:
         """Why there is no kernel for the op, or None."""
-        match op:
-            case Rows():
-                return None if op.table.dtype in WEIGHT_DTYPES else f"no kernel reads rows of {op.table}"
-            case Matmul():
-                return None if op.weight.dtype in WEIGHT_DTYPES else f"no kernel multiplies with {op.weight}"
-            case Rope():
-                return _refuses_rotation(op.head_dim, op.rotation)
-            case StoreKV():
-                return _refuses_states(op.k_state, op.v_state) or _refuses_rotation(op.head_dim, op.rotation)
-            case Attention():
-                return _refuses_states(op.k_state, op.v_state)
-            case ShortConv():
-                n_taps = _width(op.weight)
-                return None if n_taps <= _cpu.MAX_TAPS else f"{n_taps} taps are over {_cpu.MAX_TAPS}"
-            case RmsNorm() | Gate() | SoftCap():
-                return None
-            case _:
-                return f"no kernel for {type(op).__name__}"
+        refusal = refusal_of(op, max_taps=_cpu.MAX_TAPS)
+        if refusal is None and isinstance(op, Rope | StoreKV):
+            return _refuses_rotation(op.head_dim, op.rotation)
+        return refusal
 
     def workspace_bytes(self, op: Op, bounds: Bounds) -> int:
         """Scratch: of each thread the panels and sums of a product or of attention, and what all share.
@@ -107,11 +86,11 @@ class CpuBackend(HostBackend):
         match op:
             case Matmul():
                 n = value_of(op.x.shape[0], bounds)
-                n_groups = -(-_width(op.x) // _cpu.ACT_GROUP_N) if op.weight.dtype.is_quantized else 0
+                n_groups = -(-op.x.width // _cpu.ACT_GROUP_N) if op.weight.dtype.is_quantized else 0
                 panels = self.n_threads * _cpu.matmul_scratch(n) * WORD_BYTES
                 return panels + n * n_groups * _cpu.ACT_GROUP_BYTES
             case Attention():
-                n_group = _width(op.q) // _width(op.k_state)
+                n_group = op.q.width // op.k_state.width
                 return _cpu.attention_workspace_bytes(
                     cache=native_cache(op),
                     n_group=n_group,
@@ -136,13 +115,7 @@ class CpuBackend(HostBackend):
 
     def bind(self, binding: Binding) -> "CpuSegment":
         """Check and resolve everything; ValueError says which tensor of which op does not fit, and why."""
-        for op in binding.ops:
-            refusal = self.refuses(op)
-            if refusal is not None:
-                raise ValueError(f"{type(op).__name__} in layer {op.layer}: {refusal}")
-            needed = self.workspace_bytes(op, binding.bounds)
-            if binding.workspace.n_bytes < needed:
-                raise ValueError(f"{op}: workspace has {binding.workspace.n_bytes} bytes, needs {needed}")
+        check_ops(self, binding)
         builder = SegmentBuilder(_cpu.Segment(self._pool, self.isa), binding)
         for op in binding.ops:
             builder.add(op)
@@ -172,29 +145,10 @@ class CpuSegment:
 
     def values(self, values: Bounds) -> list[int]:
         """The symbols' values in the native order; errors as `run`'s."""
-        return [self._checked(name, values) for name in self._symbols]
-
-    def _checked(self, name: str, values: Mapping[str, int]) -> int:
-        value, bound = values[name], self._binding.bounds[name]
-        if not 0 <= value <= bound:
-            raise ValueError(f"{name} is {value}, this plan was made for 0..{bound}")
-        return value
+        return values_within(self._symbols, values, self._binding.bounds)
 
 
 def _refuses_rotation(head_dim: int, rotation: Rotation | None) -> str | None:
     if rotation is None or head_dim <= _cpu.MAX_ROTATED:
         return None
     return f"head_dim {head_dim} is over {_cpu.MAX_ROTATED}"
-
-
-def _refuses_states(k_state: Tensor, v_state: Tensor) -> str | None:
-    same = k_state.dtype is v_state.dtype and k_state.shape == v_state.shape
-    if same and k_state.dtype in STATE_DTYPES:
-        return None
-    return f"no kernel for a cache of {k_state} and {v_state}"
-
-
-def _width(tensor: Tensor) -> int:
-    last: Dim = tensor.shape[-1]
-    assert isinstance(last, int)
-    return last

@@ -69,7 +69,7 @@ class SegmentBuilder:
             table=self._read(op.table),
             ids=self._index(op.ids),
             out=self._write(op.out),
-            width=_width(op.table),
+            width=op.table.width,
             scale=op.scale,
             dtype=op.table.dtype.ggml_id,
             n=self._dim(op.ids.shape[0]),
@@ -81,8 +81,8 @@ class SegmentBuilder:
             weight=self._f32(op.weight),
             residual=self._optional(op.residual),
             out=self._write(op.out),
-            width=_width(op.x),
-            chunk=_width(op.weight),
+            width=op.x.width,
+            chunk=op.weight.width,
             eps=op.eps,
             n=self._dim(op.x.shape[0]),
         )
@@ -102,10 +102,10 @@ class SegmentBuilder:
             scratch=self._workspace,
             acts=self._workspace + self.segment.n_threads * thread_floats * WORD_BYTES,
             thread_floats=thread_floats,
-            n_in=_width(op.x),
-            n_out=_width(op.out),
+            n_in=op.x.width,
+            n_out=op.out.width,
             dtype=op.weight.dtype.ggml_id,
-            row_bytes=op.weight.dtype.n_bytes(_width(op.x)),
+            row_bytes=op.weight.dtype.n_bytes(op.x.width),
             # q, k and v, or gate and up, multiply the same activations: their blocks are made once
             quantizes=is_quantized and self._quantized is not op.x,
             n=self._dim(op.x.shape[0]),
@@ -118,7 +118,7 @@ class SegmentBuilder:
             x=self._f32(op.x),
             positions=self._index(op.positions),
             out=self._write(op.out),
-            n_head=_width(op.x) // op.head_dim,
+            n_head=op.x.width // op.head_dim,
             head_dim=op.head_dim,
             rotation=_native(op.rotation),
             n=self._dim(op.x.shape[0]),
@@ -149,7 +149,7 @@ class SegmentBuilder:
             n_visible=self._index(op.n_visible),
             out=self._write(op.out),
             workspace=self._workspace,
-            n_head=_width(op.q) // op.head_dim,
+            n_head=op.q.width // op.head_dim,
             cache=native_cache(op),
             window=op.window,
             scale=op.scale,
@@ -171,8 +171,8 @@ class SegmentBuilder:
             sources=self._index(op.sources),
             targets=self._index(op.targets),
             out=self._write(op.out),
-            width=_width(op.out),
-            n_taps=_width(op.weight),
+            width=op.out.width,
+            n_taps=op.weight.width,
             n=self._dim(op.x.shape[0]),
         )
 
@@ -182,7 +182,7 @@ class SegmentBuilder:
             up=self._f32(op.up),
             out=self._write(op.out),
             is_gelu=op.activation == "gelu",
-            width=_width(op.gate),
+            width=op.gate.width,
             n=self._dim(op.gate.shape[0]),
         )
 
@@ -191,7 +191,7 @@ class SegmentBuilder:
             x=self._f32(op.x),
             out=self._write(op.out),
             cap=op.cap,
-            width=_width(op.x),
+            width=op.x.width,
             n=self._dim(op.x.shape[0]),
         )
 
@@ -274,7 +274,7 @@ class SegmentBuilder:
 
 def native_cache(op: StoreKV | Attention) -> NativeCache:
     """The cache of an op as the native side takes it."""
-    n_kv = _width(op.k_state) // op.head_dim
+    n_kv = op.k_state.width // op.head_dim
     return n_kv, op.head_dim, op.page_size, op.k_state.dtype.ggml_id
 
 
@@ -282,10 +282,3 @@ def _native(rotation: Rotation | None) -> tuple[list[float], float, bool]:
     if rotation is None:
         return [], 1.0, False
     return list(rotation.inv_freq), rotation.magnitude, rotation.style == "neox"
-
-
-def _width(tensor: Tensor) -> int:
-    last = tensor.shape[-1]
-    if not isinstance(last, int):
-        raise ValueError(f"{tensor} has rows of unknown length")
-    return last

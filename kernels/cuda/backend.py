@@ -9,29 +9,21 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from kernels.backend import Binding
+from kernels.checks import check_ops, refusal_of, values_within
 from kernels.cuda import works
 from kernels.cuda.driver import Driver, Graph, Pointer, Work
 from kernels.cuda.memory import CudaBuffer, CudaMemory
-from kernels.dtype import DType
 from kernels.memory import Allocations, OutOfMemory
 from kernels.ops.attention import Attention, StoreKV
-from kernels.ops.conv import ShortConv
-from kernels.ops.gate import Gate
-from kernels.ops.matmul import Matmul
-from kernels.ops.norm import RmsNorm
 from kernels.ops.op import Op
 from kernels.ops.rope import Rope, Rotation
-from kernels.ops.rows import Rows
-from kernels.ops.softcap import SoftCap
-from kernels.tensor import Bounds, Role, Tensor
+from kernels.tensor import N_TOKENS, Bounds, Tensor
 
 CONSTANT_BYTES = 8 << 10  # sizes of a run, and frequencies: at the beginning of the workspace
 GRANULARITY_BYTES = 512
 GRAPH_ROWS = 16  # plans of at most so many rows are recorded, others launched kernel by kernel
 N_KEPT = 8  # sizes whose launches are kept
-WEIGHT_DTYPES = frozenset(d for d in DType if d.is_quantized) | {DType.F32, DType.F16, DType.BF16}
-STATE_DTYPES = frozenset({DType.F32, DType.F16, DType.Q8_0})
-ELEMENT_BYTES = 4  # the strictest alignment of a weight's own elements
+WIDEST_BYTES = 16  # of an access: where every tensor has to be aligned
 
 
 class CudaBackend:
@@ -81,25 +73,9 @@ class CudaBackend:
 
     def refuses(self, op: Op) -> str | None:
         """Why there is no kernel for the op, or None."""
-        match op:
-            case Rows():
-                return None if op.table.dtype in WEIGHT_DTYPES else f"no kernel reads rows of {op.table}"
-            case Matmul():
-                return None if op.weight.dtype in WEIGHT_DTYPES else f"no kernel multiplies with {op.weight}"
-            case StoreKV() | Attention():
-                same = op.k_state.dtype is op.v_state.dtype and op.k_state.shape == op.v_state.shape
-                if not same or op.k_state.dtype not in STATE_DTYPES:
-                    return f"no kernel for a cache of {op.k_state} and {op.v_state}"
-                is_wide = op.head_dim > works.MAX_HEAD_DIM
-                return f"head_dim {op.head_dim} is over {works.MAX_HEAD_DIM}" if is_wide else None
-            case ShortConv():
-                n_taps = op.weight.shape[-1]
-                assert isinstance(n_taps, int)
-                return None if n_taps <= works.MAX_TAPS else f"{n_taps} taps are over {works.MAX_TAPS}"
-            case RmsNorm() | Rope() | Gate() | SoftCap():
-                return None
-            case _:
-                return f"no kernel for {type(op).__name__}"
+        if isinstance(op, StoreKV | Attention) and op.head_dim > works.MAX_HEAD_DIM:
+            return f"head_dim {op.head_dim} is over {works.MAX_HEAD_DIM}"
+        return refusal_of(op, max_taps=works.MAX_TAPS)
 
     def workspace_bytes(self, op: Op, bounds: Bounds) -> int:
         """Constants, and the op's scratch."""
@@ -120,13 +96,7 @@ class CudaBackend:
 
     def bind(self, binding: Binding) -> "CudaSegment":
         """Check and resolve everything; ValueError says which tensor of which op does not fit, and why."""
-        for op in binding.ops:
-            refusal = self.refuses(op)
-            if refusal is not None:
-                raise ValueError(f"{type(op).__name__} in layer {op.layer}: {refusal}")
-            needed = self.workspace_bytes(op, binding.bounds)
-            if binding.workspace.n_bytes < needed:
-                raise ValueError(f"{op}: workspace has {binding.workspace.n_bytes} bytes, needs {needed}")
+        check_ops(self, binding)
         return CudaSegment(self._driver, binding)
 
 
@@ -154,8 +124,8 @@ class CudaSegment:
         )
         most = self._works(binding.bounds)
         driver.prepare(most)
-        n_rows = max((binding.bounds[s] for s in self._symbols if s == "n_tokens"), default=0)
-        self._graph: Graph | None = driver.record(most) if n_rows <= GRAPH_ROWS else None
+        is_small = binding.bounds.get(N_TOKENS.name, 0) <= GRAPH_ROWS
+        self._graph: Graph | None = driver.record(most) if is_small else None
         self._kept: dict[tuple[int, ...], Sequence[Work]] = {}
 
     def run(self, values: Bounds) -> None:
@@ -163,7 +133,7 @@ class CudaSegment:
 
         KeyError names a symbol without value; ValueError a value over its bound.
         """
-        sizes = tuple(self._checked(name, values) for name in self._symbols)
+        sizes = tuple(values_within(self._symbols, values, self._binding.bounds))
         self._head[: 4 * len(sizes)].view(np.int32)[:] = sizes
         self._constants.upload(self._head)
         if self._graph is not None:
@@ -179,12 +149,6 @@ class CudaSegment:
 
     def _works(self, values: Bounds) -> Sequence[Work]:
         return works.works_of(self._binding.ops, self._place, values)
-
-    def _checked(self, name: str, values: Mapping[str, int]) -> int:
-        value, bound = values[name], self._binding.bounds[name]
-        if not 0 <= value <= bound:
-            raise ValueError(f"{name} is {value}, this plan was made for 0..{bound}")
-        return value
 
     def _frequencies(self, ops: Sequence[Op], start: Pointer) -> tuple[bytes, Mapping[Rotation, Pointer]]:
         """Every rotation's frequencies one after the other, and where each will lie."""
@@ -212,7 +176,6 @@ class CudaSegment:
         needed = tensor.n_bytes(self._binding.bounds)
         if memory.n_bytes < needed:
             raise ValueError(f"the memory of {tensor} has {memory.n_bytes} bytes, needs {needed}")
-        alignment = 16 if tensor.role is Role.WEIGHT else ELEMENT_BYTES
-        if needed and memory.pointer % alignment:
-            raise ValueError(f"{tensor} at {memory.pointer:#x} is not aligned to {alignment} bytes")
+        if needed and memory.pointer % WIDEST_BYTES:
+            raise ValueError(f"{tensor} at {memory.pointer:#x} is not aligned to {WIDEST_BYTES} bytes")
         return memory.pointer

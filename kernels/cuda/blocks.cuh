@@ -4,8 +4,21 @@
 #include "common.cuh"
 
 enum {
-    F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13,
-    Q6_K = 14, IQ4_NL = 20, BF16 = 30, MXFP4 = 39
+    F32 = 0,
+    F16 = 1,
+    Q4_0 = 2,
+    Q4_1 = 3,
+    Q5_0 = 6,
+    Q5_1 = 7,
+    Q8_0 = 8,
+    Q2_K = 10,
+    Q3_K = 11,
+    Q4_K = 12,
+    Q5_K = 13,
+    Q6_K = 14,
+    IQ4_NL = 20,
+    BF16 = 30,
+    MXFP4 = 39
 };
 
 // 32 consecutive weights: weight i is scale[i / 16] * q[i] - least[i / 16].  Every format fits this.
@@ -18,7 +31,7 @@ struct Unit {
 __device__ inline int pair_at(const u8* p) { return ((const u16*)p)[0]; }
 __device__ inline int word_at(const u8* p) { return pair_at(p) | pair_at(p + 2) << 16; }
 __device__ inline int bytes_at(const u8* p) { return p[0] | p[1] << 8 | p[2] << 16 | p[3] << 24; }
-__device__ inline float half_at(const u8* p) { return half_of(((const u16*)p)[0]); }
+__device__ inline float half_at(const u8* p) { return half_to_float(((const u16*)p)[0]); }
 
 // Each of the four bytes of x, less the same of y.
 __device__ inline int less(int x, int y) { return __vsub4(x, y); }
@@ -52,15 +65,16 @@ __device__ inline int fifth_bits(u32 bits, int w) {
     return (int)((four & 1) << 4 | (four & 2) << 11 | (four & 4) << 18 | (four & 8) << 25);
 }
 
-// Scale and minimum j of the twelve bytes of Q4_K and Q5_K.
-__device__ inline void scale_of(const u8* packed, int j, int* scale, int* least) {
-    if (j < 4) {
-        *scale = packed[j] & 63;
-        *least = packed[j + 4] & 63;
-    } else {
-        *scale = (packed[j + 4] & 15) | packed[j - 4] >> 6 << 4;
-        *least = packed[j + 4] >> 4 | packed[j] >> 6 << 4;
+// Scale and minimum of 32 weights of Q4_K and Q5_K: two halves, and twelve bytes that hold eight pairs of six bits.
+__device__ inline void scales_of(const u8* block, int part, Unit& u) {
+    const u8* packed = block + 4 + part;
+    int scale = packed[0] & 63, least = packed[4] & 63;
+    if (part >= 4) {
+        scale = (packed[4] & 15) | packed[-4] >> 6 << 4;
+        least = packed[4] >> 4 | packed[0] >> 6 << 4;
     }
+    u.scale[0] = u.scale[1] = half_at(block) * (float)scale;
+    u.least[0] = u.least[1] = half_at(block + 2) * (float)least;
 }
 
 template <int kType>
@@ -194,10 +208,7 @@ struct Format<Q4_K> {
     __device__ static inline void load(const u8* block, int part, Unit& u) {
         const u8* qs = block + 16 + 32 * (part / 2);
         for (int w = 0; w < 8; w++) u.q[w] = word_at(qs + 4 * w) >> 4 * (part % 2) & 0x0f0f0f0f;
-        int scale, least;
-        scale_of(block + 4, part, &scale, &least);
-        u.scale[0] = u.scale[1] = half_at(block) * (float)scale;
-        u.least[0] = u.least[1] = half_at(block + 2) * (float)least;
+        scales_of(block, part, u);
     }
 };
 
@@ -210,10 +221,7 @@ struct Format<Q5_K> {
             const int low = word_at(qs + 4 * w) >> 4 * (part % 2) & 0x0f0f0f0f;
             u.q[w] = low | (word_at(block + 16 + 4 * w) >> part & 0x01010101) << 4;
         }
-        int scale, least;
-        scale_of(block + 4, part, &scale, &least);
-        u.scale[0] = u.scale[1] = half_at(block) * (float)scale;
-        u.least[0] = u.least[1] = half_at(block + 2) * (float)least;
+        scales_of(block, part, u);
     }
 };
 
@@ -255,20 +263,35 @@ __device__ inline float weight_of(const u8* row, int i) {
 // Element i of a row of any type.
 __device__ inline float element_of(int dtype, const u8* row, int i) {
     switch (dtype) {
-        case F32: return __int_as_float(word_at(row + 4 * (i64)i));
-        case F16: return half_at(row + 2 * (i64)i);
-        case BF16: return bf16_of(((const u16*)row)[i]);
-        case Q4_0: return weight_of<Q4_0>(row, i);
-        case Q4_1: return weight_of<Q4_1>(row, i);
-        case Q5_0: return weight_of<Q5_0>(row, i);
-        case Q5_1: return weight_of<Q5_1>(row, i);
-        case Q8_0: return weight_of<Q8_0>(row, i);
-        case Q2_K: return weight_of<Q2_K>(row, i);
-        case Q3_K: return weight_of<Q3_K>(row, i);
-        case Q4_K: return weight_of<Q4_K>(row, i);
-        case Q5_K: return weight_of<Q5_K>(row, i);
-        case Q6_K: return weight_of<Q6_K>(row, i);
-        case IQ4_NL: return weight_of<IQ4_NL>(row, i);
-        default: return weight_of<MXFP4>(row, i);
+        case F32:
+            return __int_as_float(word_at(row + 4 * (i64)i));
+        case F16:
+            return half_at(row + 2 * (i64)i);
+        case BF16:
+            return bf16_of(((const u16*)row)[i]);
+        case Q4_0:
+            return weight_of<Q4_0>(row, i);
+        case Q4_1:
+            return weight_of<Q4_1>(row, i);
+        case Q5_0:
+            return weight_of<Q5_0>(row, i);
+        case Q5_1:
+            return weight_of<Q5_1>(row, i);
+        case Q8_0:
+            return weight_of<Q8_0>(row, i);
+        case Q2_K:
+            return weight_of<Q2_K>(row, i);
+        case Q3_K:
+            return weight_of<Q3_K>(row, i);
+        case Q4_K:
+            return weight_of<Q4_K>(row, i);
+        case Q5_K:
+            return weight_of<Q5_K>(row, i);
+        case Q6_K:
+            return weight_of<Q6_K>(row, i);
+        case IQ4_NL:
+            return weight_of<IQ4_NL>(row, i);
+        default:
+            return weight_of<MXFP4>(row, i);
     }
 }

@@ -1,10 +1,10 @@
 // Keys and values: written into pages, and attended to (kernels/ops/attention.py has the layout).
 
-#include "common.cuh"
 #include "blocks.cuh"
+#include "common.cuh"
 
-#define MAX_LANES 8   // dimensions of a head that a lane sums up: heads of up to 256
-#define BLOCK 32      // dimensions that share a scale in q8_0
+#define MAX_LANES 8  // dimensions of a head that a lane sums up: heads of up to 256
+#define BLOCK 32     // dimensions that share a scale in q8_0
 
 // One key/value head in one page.
 struct Region {
@@ -37,8 +37,9 @@ __device__ inline int level_place(const Region& r, int in, int d) {
 template <int kIsKeys>
 __device__ inline float read(const Region& r, int dtype, int in, int d) {
     if (dtype == F32) return ((const float*)r.at)[place<kIsKeys>(r, in, d)];
-    if (dtype == F16) return half_of(((const u16*)r.at)[place<kIsKeys>(r, in, d)]);
-    return half_of(r.scales()[d / BLOCK * r.page_size + in]) * (float)((const i8*)r.at)[level_place<kIsKeys>(r, in, d)];
+    if (dtype == F16) return half_to_float(((const u16*)r.at)[place<kIsKeys>(r, in, d)]);
+    return half_to_float(r.scales()[d / BLOCK * r.page_size + in]) *
+           (float)((const i8*)r.at)[level_place<kIsKeys>(r, in, d)];
 }
 
 // A warp writes `value`, dimension d of a cell, where is_there; q8_0 has 32 neighbours in the 32 lanes.
@@ -103,7 +104,7 @@ __device__ inline void attend(const float* q, u8* k_state, u8* v_state, const in
         if (dtype == F16) {
             const u16* key = (const u16*)keys.at + in;
 #pragma unroll 16  // so many loads are on their way at once
-            for (int d = 0; d < head_dim; d++) dot = fmaf(q[d], half_of(key[d * page_size]), dot);
+            for (int d = 0; d < head_dim; d++) dot = fmaf(q[d], half_to_float(key[d * page_size]), dot);
         } else {
             for (int d = 0; d < head_dim; d++) dot = fmaf(q[d], read<1>(keys, dtype, in, d), dot);
         }
@@ -133,7 +134,7 @@ __device__ inline void attend(const float* q, u8* k_state, u8* v_state, const in
 #pragma unroll
             for (int j = 0; j < MAX_LANES; j++) {
                 if (j * WARP >= head_dim) break;
-                values[j] = fmaf(part, half_of(value[i * head_dim + j * WARP]), values[j]);
+                values[j] = fmaf(part, half_to_float(value[i * head_dim + j * WARP]), values[j]);
             }
         }
         return;
@@ -153,9 +154,9 @@ __device__ inline void attend(const float* q, u8* k_state, u8* v_state, const in
     }
 }
 
-// A block for each (chunk of cells, key/value head, row).  A warp takes a query head of the group, and every k-th 32 cells
-// of the chunk where there are k warps for each head.  Chunks are counted from a sequence's first cell, so that what
-// shares the batch decides nothing.  One chunk alone is the result; of more, `merge` makes it.
+// A block for each (chunk of cells, key/value head, row).  A warp takes a query head of the group, and every k-th 32
+// cells of the chunk where there are k warps for each head.  Chunks are counted from a sequence's first cell, so that
+// what shares the batch decides nothing.  One chunk alone is the result; of more, `merge` makes it.
 KERNEL attention(const float* q, u8* k_state, u8* v_state, const int* tables, const int* rows, const int* n_visible,
                  float* out, float* partials, int dtype, int n_head, int n_kv, int head_dim, int page_size, int window,
                  float scale, float softcap, int chunk_cells, int n_chunk, int warps_per_head, int n, int n_pages,
@@ -169,10 +170,10 @@ KERNEL attention(const float* q, u8* k_state, u8* v_state, const int* tables, co
     const int begin = chunk * chunk_cells, end = begin + chunk_cells < stop ? begin + chunk_cells : stop;
     const int* table = tables + (i64)rows[row] * dim_of(n_pages, dims);
     const int is_empty = begin >= stop || end <= first;
-    if (is_empty && n_chunk > 1) return;  // merge knows by the same sums
-    float* queries = (float*)shared;                          // [n_warp, head_dim]
-    float* sums = queries + n_warp * head_dim;                // [n_warp, head_dim]
-    Partial* heads = (Partial*)(sums + n_warp * head_dim);    // [n_warp]
+    if (is_empty && n_chunk > 1) return;                    // merge knows by the same sums
+    float* queries = (float*)shared;                        // [n_warp, head_dim]
+    float* sums = queries + n_warp * head_dim;              // [n_warp, head_dim]
+    Partial* heads = (Partial*)(sums + n_warp * head_dim);  // [n_warp]
     for (int base = 0; base < n_group; base += group_step) {
         const int member = base + warp / warps_per_head, part = warp % warps_per_head, is_mine = member < n_group;
         const int head = kv * n_group + member;

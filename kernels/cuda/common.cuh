@@ -10,16 +10,17 @@ typedef long long i64;
 
 #define WARP 32
 #define FULL 0xffffffffu
+#define GROUP 32  // activations that share a scale
 #define INF __int_as_float(0x7f800000)
 
 // A dimension of a run: a number >= 0, or -1 - i for the i-th of `dims`, which lie in device memory, so that a captured
 // graph serves every size up to the one it was captured for.
 __device__ inline int dim_of(int dim, const int* dims) { return dim >= 0 ? dim : dims[-1 - dim]; }
 
-__device__ inline float half_of(u16 bits) { return half_to_float(bits); }
 __device__ inline float bf16_of(u16 bits) { return __int_as_float((int)bits << 16); }
 
-__device__ inline float warp_sum(float x) {
+template <class T>
+__device__ inline T warp_sum(T x) {
     for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(FULL, x, step);
     return x;
 }
@@ -29,9 +30,10 @@ __device__ inline float warp_max(float x) {
     return x;
 }
 
-__device__ inline double warp_sum(double x) {
-    for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(FULL, x, step);
-    return x;
+// What is left of a product to do: bias of the weight's row, residual.
+__device__ inline void finish(float value, i64 at, int row, const float* bias, const float* residual, float* out) {
+    if (bias != 0) value += bias[row];
+    out[at] = residual != 0 ? value + residual[at] : value;
 }
 
 // cos and sin of position * frequency: the whole turns are taken off in float64, which angles of 10^5 need.

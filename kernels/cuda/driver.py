@@ -9,18 +9,17 @@ import numpy as np
 from kernels.memory import Bytes
 
 Pointer = int
-Argument = Pointer | np.generic  # an address, or a number of the width that the kernel's parameter has
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One kernel over a grid; `args` in the order of its parameters, addresses as ints."""
+    """One kernel over a grid; `args` in the order of its parameters and as wide as they are."""
 
     kernel: str
     type_name: str  # of the weight, where the kernel is compiled for each
     grid: tuple[int, int, int]
     n_threads: int
-    args: Sequence[Argument]
+    args: tuple[np.generic, ...]  # addresses as uint64
     shared_bytes: int = 0
 
 

@@ -1,7 +1,7 @@
 // Ops that make each number of a few others: gates, caps, rows, norms, rotation.
 
-#include "common.cuh"
 #include "blocks.cuh"
+#include "common.cuh"
 
 // activation(gate) * up; activation(x) = x / (1 + exp(-z)), z = x or, for gelu, sqrt(8 / pi) * (x + 0.044715 x^3).
 KERNEL gate(const float* gate, const float* up, float* out, int is_gelu, int width, int n, const int* dims) {
@@ -24,7 +24,8 @@ KERNEL rows(const u8* table, const int* ids, float* out, float scale, int dtype,
     const int row = blockIdx.x;
     if (row >= dim_of(n, dims)) return;
     const u8* from = table + ids[row] * row_bytes;
-    for (int i = threadIdx.x; i < width; i += blockDim.x) out[(i64)row * width + i] = element_of(dtype, from, i) * scale;
+    for (int i = threadIdx.x; i < width; i += blockDim.x)
+        out[(i64)row * width + i] = element_of(dtype, from, i) * scale;
 }
 
 // A block for each chunk of a row.  Squares are summed in float64: an activation of 1e20 is no reason for an infinity.

@@ -7,8 +7,8 @@
 //
 // Many columns are limited by arithmetic: the weight is made f16 once and goes to the library's matrix product.
 
-#include "common.cuh"
 #include "blocks.cuh"
+#include "common.cuh"
 
 #ifndef TYPE
 #define TYPE Q4_K
@@ -16,7 +16,6 @@
 #endif
 
 #define WARPS 4
-#define GROUP 32  // activations that share a scale
 
 // Two runs of 16 weights that lie in the same bytes of a block: run r begins at weight at[r].
 struct Runs {
@@ -54,7 +53,7 @@ struct Wide<Q4_K> {
         const int is_low = pair < 2;
         const int scales = is_low ? first & 0x3f3f : (third & 0x0f0f) | (first & 0xc0c0) >> 2;
         const int leasts = is_low ? second & 0x3f3f : (third >> 4 & 0x0f0f) | (second & 0xc0c0) >> 2;
-        const float d = half_of((u16)head.x), dmin = half_of((u16)(head.x >> 16));
+        const float d = half_to_float((u16)head.x), dmin = half_to_float((u16)(head.x >> 16));
 #pragma unroll
         for (int h = 0; h < 2; h++) {
 #pragma unroll
@@ -95,11 +94,6 @@ struct Acts {
     const float* scale;
     const i16* sums;
 };
-
-__device__ inline void finish(float value, i64 at, int row, const float* bias, const float* residual, float* out) {
-    if (bias != 0) value += bias[row];
-    out[at] = residual != 0 ? value + residual[at] : value;
-}
 
 // A warp takes kRows rows of the weight at once: what is read of the activations serves all of them.
 template <int kType, int kCols, int kRows>
@@ -162,7 +156,7 @@ struct Plain<F32> {
 template <>
 struct Plain<F16> {
     static const int bytes = 2;
-    __device__ static inline float at(const u8* row, int i) { return half_of(((const u16*)row)[i]); }
+    __device__ static inline float at(const u8* row, int i) { return half_to_float(((const u16*)row)[i]); }
 };
 template <>
 struct Plain<BF16> {
@@ -229,34 +223,19 @@ struct Product<kType, 1> {
 };
 
 // kRows: of a quantised weight; of a plain one a warp takes one.
-#define MATVEC(kCols, kRows)                                                                                          \
-    KERNEL matvec_##kCols(const u8* weight, const i8* q, const float* scale, const i16* sums, const float* x,         \
-                          const float* bias, const float* residual, float* out, int n_in, int n_out, int n,           \
-                          const int* dims) {                                                                          \
-        Acts acts = {q, scale, sums};                                                                                 \
-        Product<TYPE, IS_PLAIN>::run<kCols, kRows>(weight, acts, x, bias, residual, out, n_in, n_out, dim_of(n, dims)); \
+#define MATVEC(kCols, kRows)                                                                                  \
+    KERNEL matvec_##kCols(const u8* weight, const i8* q, const float* scale, const i16* sums, const float* x, \
+                          const float* bias, const float* residual, float* out, int n_in, int n_out, int n,   \
+                          const int* dims) {                                                                  \
+        Acts acts = {q, scale, sums};                                                                         \
+        Product<TYPE, IS_PLAIN>::run<kCols, kRows>(weight, acts, x, bias, residual, out, n_in, n_out,         \
+                                                   dim_of(n, dims));                                          \
     }
 
 MATVEC(1, 2)
 MATVEC(2, 2)
 MATVEC(4, 2)
 MATVEC(8, 1)
-
-// A warp for each group of 32 activations.  One that is not finite makes its group's scale NaN.
-KERNEL quantize(const float* x, i8* q, float* scale, i16* sums, int n_in, int n, const int* dims) {
-    const int lane = threadIdx.x % WARP;
-    const i64 group = (i64)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
-    if (group >= (i64)dim_of(n, dims) * (n_in / GROUP)) return;
-    const float value = x[group * GROUP + lane], most = warp_max(fabsf(value));
-    const int is_finite = __all_sync(FULL, fabsf(value) < INF);
-    const float inverse = is_finite && most > 0.0f ? 127.0f / most : 0.0f;
-    const int level = is_finite ? __float2int_rn(value * inverse) : 0;
-    int sum = level;
-    for (int step = 8; step > 0; step /= 2) sum += __shfl_xor_sync(FULL, sum, step);
-    q[group * GROUP + lane] = (i8)level;
-    if (lane % 16 == 0) sums[group * 2 + lane / 16] = (i16)sum;
-    if (lane == 0) scale[group] = is_finite ? most / 127.0f : INF - INF;
-}
 
 // The weight as f16 [n_out, n_in]; a thread for each 32 weights, or for each weight of a plain type.
 KERNEL dequantize(const u8* weight, u16* out, int n_in, int n_out) {
@@ -283,32 +262,4 @@ KERNEL dequantize(const u8* weight, u16* out, int n_in, int n_out) {
         to[part] = make_int4(words[0], words[1], words[2], words[3]);
     }
 #endif
-}
-
-// A block for each row: activations as f16, divided by a power of two that brings the largest near 1024.
-KERNEL halve(const float* x, u16* out, float* scale, int n_in, int n, const int* dims) {
-    __shared__ float most_of[WARP];
-    const int row = blockIdx.x;
-    if (row >= dim_of(n, dims)) return;
-    const float* from = x + (i64)row * n_in;
-    float most = 0.0f;
-    for (int i = threadIdx.x; i < n_in; i += blockDim.x) most = fmaxf(most, fabsf(from[i]));
-    most = warp_max(most);
-    if (threadIdx.x % WARP == 0) most_of[threadIdx.x / WARP] = most;
-    __syncthreads();
-    for (int i = 0; i < (int)blockDim.x / WARP; i++) most = fmaxf(most, most_of[i]);
-    int exponent = 0;
-    if (most > 0.0f && most < INF) exponent = (__float_as_int(most) >> 23) - 127 - 10;
-    exponent = exponent < -100 ? -100 : exponent > 100 ? 100 : exponent;
-    const float up = __int_as_float((127 - exponent) << 23);
-    for (int i = threadIdx.x; i < n_in; i += blockDim.x) out[(i64)row * n_in + i] = float_to_half(from[i] * up);
-    if (threadIdx.x == 0) scale[row] = __int_as_float((127 + exponent) << 23);
-}
-
-// What the library's product gave, times each row's scale, with bias and residual.
-KERNEL unhalve(const float* product, const float* scale, const float* bias, const float* residual, float* out,
-               int n_out, int n, const int* dims) {
-    const i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= (i64)dim_of(n, dims) * n_out) return;
-    finish(product[i] * scale[i / n_out], i, (int)(i % n_out), bias, residual, out);
 }

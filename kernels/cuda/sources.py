@@ -7,7 +7,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 PLAIN_TYPES = ("F32", "F16", "BF16")
-MODULES = ("elements", "cache", "products")
+MODULES = ("elements", "cache", "activations", "products")
 _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
 _KERNEL = re.compile(r"^KERNEL (\w+)\(", re.MULTILINE)
 _MADE = re.compile(r"^MATVEC\((\d+), \d\)$", re.MULTILINE)
@@ -15,8 +15,11 @@ _MADE = re.compile(r"^MATVEC\((\d+), \d\)$", re.MULTILINE)
 
 @cache
 def source_of(module: str, type_name: str = "", *, is_emulated: bool = False) -> str:
-    """The text of a module with everything that it includes; type_name: the weights' type, of `products`."""
-    texts: list[str] = [] if is_emulated else [(FOLDER / "device.cuh").read_text()]
+    """The text of a module with everything that it includes, the header of a GPU or the emulator's before it.
+
+    type_name: the weights' type, of `products`.
+    """
+    texts = [(FOLDER / ("emulator/cuda.hpp" if is_emulated else "device.cuh")).read_text()]
     if type_name:
         texts.append(f"#define TYPE {type_name}\n#define IS_PLAIN {int(type_name in PLAIN_TYPES)}\n")
     texts.append(_expanded((FOLDER / f"{module}.cu").read_text(), set()))

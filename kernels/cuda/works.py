@@ -58,7 +58,7 @@ def scratch_bytes(op: Op, bounds: Bounds, *, has_gemm: bool) -> int:
             n = value_of(op.x.shape[0], bounds)
             needed = 0
             if op.weight.dtype.is_quantized:
-                needed = _end(_acts(n, _width(op.x)))
+                needed = _end(_acts(n, op.x.width))
             if has_gemm and n >= GEMM_ROWS:
                 needed = max(needed, _end(_halves(op, n)))
             return needed
@@ -66,7 +66,7 @@ def scratch_bytes(op: Op, bounds: Bounds, *, has_gemm: bool) -> int:
             n_chunk, _ = _chunks(op, bounds)
             if n_chunk == 1:
                 return 0
-            n_head = _width(op.q) // op.head_dim
+            n_head = op.q.width // op.head_dim
             return value_of(op.q.shape[0], bounds) * n_head * n_chunk * (op.head_dim + 2) * 4
         case _:
             return 0
@@ -105,14 +105,27 @@ def _works_of(op: Op, place: Place, values: Bounds) -> Sequence[Work]:
         case ShortConv():
             return _short_conv(op, place, values)
         case Gate():
-            size = value_of(op.gate.shape[0], values) * _width(op.gate)
-            numbers = (op.activation == "gelu", _width(op.gate))
+            size = value_of(op.gate.shape[0], values) * op.gate.width
+            numbers = (op.activation == "gelu", op.gate.width)
             return _elements("gate", size, place, (op.gate, op.up, op.out), numbers, op.gate.shape[0])
         case SoftCap():
-            size = value_of(op.x.shape[0], values) * _width(op.x)
-            return _elements("softcap", size, place, (op.x, op.out), (op.cap, _width(op.x)), op.x.shape[0])
+            size = value_of(op.x.shape[0], values) * op.x.width
+            return _elements("softcap", size, place, (op.x, op.out), (op.cap, op.x.width), op.x.shape[0])
         case _:
             raise TypeError(f"no kernel for {type(op).__name__}")
+
+
+def _launch(
+    kernel: str,
+    type_name: str,
+    grid: tuple[int, int, int],
+    n_threads: int,
+    args: Sequence[Pointer | np.generic],
+    shared_bytes: int = 0,
+) -> Launch:
+    """A launch whose addresses are as wide as kernels take them."""
+    sized = tuple(np.uint64(arg) if isinstance(arg, int) else arg for arg in args)
+    return Launch(kernel, type_name, grid, n_threads, sized, shared_bytes)
 
 
 def _elements(
@@ -120,11 +133,11 @@ def _elements(
 ) -> Sequence[Work]:
     """A thread for each number."""
     args = [*map(place.address, tensors), *map(_number, numbers), *_dims(place, dim)]
-    return [Launch(kernel, "", (_blocks(n, N_THREADS), 1, 1), N_THREADS, args)]
+    return [_launch(kernel, "", (_blocks(n, N_THREADS), 1, 1), N_THREADS, args)]
 
 
 def _rows(op: Rows, place: Place, values: Bounds) -> Sequence[Work]:
-    width = _width(op.table)
+    width = op.table.width
     args = [
         *map(place.address, (op.table, op.ids, op.out)),
         np.float32(op.scale),
@@ -132,12 +145,12 @@ def _rows(op: Rows, place: Place, values: Bounds) -> Sequence[Work]:
         np.int64(op.table.dtype.n_bytes(width)),
         *_dims(place, op.ids.shape[0]),
     ]
-    return [Launch("rows", "", (value_of(op.ids.shape[0], values), 1, 1), N_THREADS, args)]
+    return [_launch("rows", "", (value_of(op.ids.shape[0], values), 1, 1), N_THREADS, args)]
 
 
 def _rms_norm(op: RmsNorm, place: Place, values: Bounds) -> Sequence[Work]:
-    chunk = _width(op.weight)
-    n_chunk = _width(op.x) // chunk
+    chunk = op.weight.width
+    n_chunk = op.x.width // chunk
     n_threads = min(1024, max(WARP, _up(chunk // 4, WARP)))
     args = [
         *map(place.address, (op.x, op.weight)),
@@ -149,11 +162,11 @@ def _rms_norm(op: RmsNorm, place: Place, values: Bounds) -> Sequence[Work]:
         *_dims(place, op.x.shape[0]),
     ]
     n = value_of(op.x.shape[0], values) * n_chunk
-    return [Launch("rms_norm", "", (n, 1, 1), n_threads, args)]
+    return [_launch("rms_norm", "", (n, 1, 1), n_threads, args)]
 
 
 def _rope(op: Rope, place: Place, values: Bounds) -> Sequence[Work]:
-    n_head = _width(op.x) // op.head_dim
+    n_head = op.x.width // op.head_dim
     n_pair = len(op.rotation.inv_freq)
     n = value_of(op.x.shape[0], values) * n_head * (op.head_dim - n_pair)
     args = [
@@ -162,11 +175,11 @@ def _rope(op: Rope, place: Place, values: Bounds) -> Sequence[Work]:
         *map(np.int32, (n_head, op.head_dim)),
         *_dims(place, op.x.shape[0]),
     ]
-    return [Launch("rope", "", (_blocks(n, N_THREADS), 1, 1), N_THREADS, args)]
+    return [_launch("rope", "", (_blocks(n, N_THREADS), 1, 1), N_THREADS, args)]
 
 
 def _store_kv(op: StoreKV, place: Place, values: Bounds) -> Sequence[Work]:
-    n_kv = _width(op.k) // op.head_dim
+    n_kv = op.k.width // op.head_dim
     n_heads = value_of(op.k.shape[0], values) * n_kv
     args = [
         *map(place.address, (op.k, op.v, op.positions, op.cells, op.k_state, op.v_state)),
@@ -174,11 +187,11 @@ def _store_kv(op: StoreKV, place: Place, values: Bounds) -> Sequence[Work]:
         *map(np.int32, (op.k_state.dtype.ggml_id, n_kv, op.head_dim, op.page_size)),
         *_dims(place, op.k.shape[0]),
     ]
-    return [Launch("store_kv", "", (_blocks(n_heads * WARP, N_THREADS), 1, 1), N_THREADS, args)]
+    return [_launch("store_kv", "", (_blocks(n_heads * WARP, N_THREADS), 1, 1), N_THREADS, args)]
 
 
 def _attention(op: Attention, place: Place, values: Bounds) -> Sequence[Work]:
-    n_head, n_kv = _width(op.q) // op.head_dim, _width(op.k_state) // op.head_dim
+    n_head, n_kv = op.q.width // op.head_dim, op.k_state.width // op.head_dim
     n_group = n_head // n_kv
     warps_per_head = max(1, WARPS_PER_BLOCK // n_group)
     n_warps = warps_per_head * min(n_group, WARPS_PER_BLOCK)
@@ -195,7 +208,7 @@ def _attention(op: Attention, place: Place, values: Bounds) -> Sequence[Work]:
         *_dims(place, op.tables.shape[1]),
     ]
     shared_bytes = n_warps * (2 * op.head_dim + 2) * 4
-    works: list[Work] = [Launch("attention", "", (n_chunk, n_kv, n), n_warps * WARP, args, shared_bytes)]
+    works: list[Work] = [_launch("attention", "", (n_chunk, n_kv, n), n_warps * WARP, args, shared_bytes)]
     if n_chunk > 1:
         merging = [
             partials,
@@ -203,7 +216,7 @@ def _attention(op: Attention, place: Place, values: Bounds) -> Sequence[Work]:
             *map(np.int32, (n_head, op.head_dim, op.window, chunk_cells, n_chunk)),
             *_dims(place, op.q.shape[0]),
         ]
-        works.append(Launch("merge", "", (n_head, n, 1), min(N_THREADS, _up(op.head_dim, WARP)), merging))
+        works.append(_launch("merge", "", (n_head, n, 1), min(N_THREADS, _up(op.head_dim, WARP)), merging))
     return works
 
 
@@ -218,21 +231,21 @@ def _chunks(op: Attention, bounds: Bounds) -> tuple[int, int]:
 
 def _short_conv(op: ShortConv, place: Place, values: Bounds) -> Sequence[Work]:
     del values
-    width = _width(op.out)
+    width = op.out.width
     tensors = (op.x, op.weight, op.state, op.rows, op.sources, op.targets, op.out)
     args = [
         *map(place.address, tensors),
-        *map(np.int32, (width, _width(op.weight))),
+        *map(np.int32, (width, op.weight.width)),
         *_dims(place, op.x.shape[0]),
     ]
-    return [Launch("short_conv", "", (_blocks(width, 64), 1, 1), 64, args)]
+    return [_launch("short_conv", "", (_blocks(width, 64), 1, 1), 64, args)]
 
 
 def _matmul(op: Matmul, place: Place, values: Bounds) -> Sequence[Work]:
     n = value_of(op.x.shape[0], values)
     if place.has_gemm and n >= GEMM_ROWS:
         return _by_library(op, place, n)
-    n_in, n_out, dtype = _width(op.x), _width(op.out), op.weight.dtype
+    n_in, n_out, dtype = op.x.width, op.out.width, op.weight.dtype
     dims = _dims(place, op.x.shape[0])
     works: list[Work] = []
     acts: tuple[Pointer, ...] = (ABSENT, ABSENT, ABSENT)
@@ -241,7 +254,7 @@ def _matmul(op: Matmul, place: Place, values: Bounds) -> Sequence[Work]:
         n_groups = n * (n_in // ACT_GROUP)
         quantizing = [place.address(op.x), *acts, np.int32(n_in), *dims]
         grid = (_blocks(n_groups * WARP, N_THREADS), 1, 1)
-        works.append(Launch("quantize", dtype.name, grid, N_THREADS, quantizing))
+        works.append(_launch("quantize", "", grid, N_THREADS, quantizing))
     n_cols = next(cols for cols in (1, 2, 4, MAX_COLS) if n <= cols or cols == MAX_COLS)
     args = [
         place.address(op.weight),
@@ -255,13 +268,13 @@ def _matmul(op: Matmul, place: Place, values: Bounds) -> Sequence[Work]:
     ]
     n_rows = WARPS_OF_PRODUCT * (1 if n_cols == MAX_COLS or not dtype.is_quantized else ROWS_PER_WARP)
     grid = (_blocks(n_out, n_rows), -(-n // n_cols), 1)
-    works.append(Launch(f"matvec_{n_cols}", dtype.name, grid, WARPS_OF_PRODUCT * WARP, args))
+    works.append(_launch(f"matvec_{n_cols}", dtype.name, grid, WARPS_OF_PRODUCT * WARP, args))
     return works
 
 
 def _by_library(op: Matmul, place: Place, n: int) -> Sequence[Work]:
     """Both factors as f16, the library's product, and what is left to do to its result."""
-    n_in, n_out, dtype = _width(op.x), _width(op.out), op.weight.dtype
+    n_in, n_out, dtype = op.x.width, op.out.width, op.weight.dtype
     dims = _dims(place, op.x.shape[0])
     bound = value_of(op.x.shape[0], place.bounds)
     weight, acts, scale, product = _at(place.scratch, _halves(op, bound))
@@ -272,9 +285,9 @@ def _by_library(op: Matmul, place: Place, n: int) -> Sequence[Work]:
         n_units = n_out * n_in // (ACT_GROUP if dtype.is_quantized else 1)
         args = [place.address(op.weight), weight, *map(np.int32, (n_in, n_out))]
         grid = (_blocks(n_units, N_THREADS), 1, 1)
-        works.append(Launch("dequantize", dtype.name, grid, N_THREADS, args))
+        works.append(_launch("dequantize", dtype.name, grid, N_THREADS, args))
     halving = [place.address(op.x), acts, scale, np.int32(n_in), *dims]
-    works.append(Launch("halve", dtype.name, (n, 1, 1), N_THREADS, halving))
+    works.append(_launch("halve", "", (n, 1, 1), N_THREADS, halving))
     works.append(Gemm(acts, weight, product, n, n_in, n_out))
     finishing = [
         product,
@@ -285,7 +298,7 @@ def _by_library(op: Matmul, place: Place, n: int) -> Sequence[Work]:
         np.int32(n_out),
         *dims,
     ]
-    works.append(Launch("unhalve", dtype.name, (_blocks(n * n_out, N_THREADS), 1, 1), N_THREADS, finishing))
+    works.append(_launch("unhalve", "", (_blocks(n * n_out, N_THREADS), 1, 1), N_THREADS, finishing))
     return works
 
 
@@ -296,7 +309,7 @@ def _acts(n: int, n_in: int) -> Sequence[int]:
 
 def _halves(op: Matmul, n: int) -> Sequence[int]:
     """Bytes of the weight and the activations as f16, of the rows' scales, and of the product."""
-    n_in, n_out = _width(op.x), _width(op.out)
+    n_in, n_out = op.x.width, op.out.width
     weight_bytes = 0 if op.weight.dtype is DType.F16 else n_in * n_out * 2
     return weight_bytes, n * n_in * 2, n * 4, n * n_out * 4
 
@@ -344,9 +357,3 @@ def _blocks(n: int, per_block: int) -> int:
 
 def _up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
-
-
-def _width(tensor: Tensor) -> int:
-    last = tensor.shape[-1]
-    assert isinstance(last, int)
-    return last

@@ -70,7 +70,6 @@ class Guarded:
         raw = np.full(n_bytes + 2 * GUARD_BYTES + ALIGNMENT + offset, guard, np.uint8)
         skip = -raw.ctypes.data % ALIGNMENT
         self._guard = guard
-        self._whole = raw[skip:]
         self._before = raw[: skip + start]
         self.array: Bytes = raw[skip + start : skip + start + n_bytes]
         self._after = raw[skip + start + n_bytes :]

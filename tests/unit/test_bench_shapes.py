@@ -65,7 +65,13 @@ def test_every_tensor_is_whole_blocks(shape: Shape, file_type: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "n_weights"),
-    [("1B", 1_235_814_432), ("3B", 3_212_749_888), ("qwen2-0.5B", 494_032_768), ("qwen3-0.6B", 596_049_920)],
+    [
+        ("1B", 1_235_814_432),
+        ("3B", 3_212_749_888),
+        ("8B", 8_030_261_312),
+        ("qwen2-0.5B", 494_032_768),
+        ("qwen3-0.6B", 596_049_920),
+    ],
 )
 def test_shapes_have_as_many_weights_as_the_published_models(name: str, n_weights: int) -> None:
     # 1B and 3B with their rope factors, as the counts of converted files have them

@@ -49,9 +49,10 @@ class Cuda:
         device = find_device(report.devices, device_id)
         if device is None or device_id not in report.unchecked:
             return failed(LIBRARY, "the device is gone")
-        cupy = Cupy(LIBRARY)
-        ordinal = next(d.ordinal for d in cupy.devices() if _is_same(d, device))
-        return checked(cupy, ordinal, device)
+        listed = find_listed(device_id)
+        if listed is None:
+            return failed(LIBRARY, "the device is gone")
+        return checked(Cupy(LIBRARY), listed.ordinal, device)
 
     def measure(self, around: Surroundings) -> tuple[FreeMemory, ...]:
         """Of every GPU that has memory of its own; none without the management library."""
@@ -67,10 +68,15 @@ def find_listed(device_id: str) -> CupyDevice | None:
     """The device of this id as CuPy lists it, None when it does not; Unsupported when CuPy does not work."""
     listed = Cupy(LIBRARY).devices()
     try:
-        by_bus = {gpu.pci_id: gpu for gpu in read_nvml().devices}
+        nvml = read_nvml()
     except Unsupported:
-        by_bus = {}
+        nvml = None
+    by_bus = _by_bus(nvml)
     return next((one for one in listed if _of_cupy(one, by_bus.get(one.pci_id)).id == device_id), None)
+
+
+def _by_bus(nvml: Nvml | None) -> Mapping[str, NvmlDevice]:
+    return {gpu.pci_id: gpu for gpu in nvml.devices} if nvml is not None else {}
 
 
 def _without_cupy(
@@ -111,7 +117,7 @@ def _listing(
     facts: dict[str, str],
     variables: Mapping[str, str],
 ) -> LibraryReport:
-    by_bus = {gpu.pci_id: gpu for gpu in nvml.devices} if nvml is not None else {}
+    by_bus = _by_bus(nvml)
     mine = tuple(_of_cupy(device, by_bus.get(device.pci_id)) for device in listed)
     rest = _unlisted(mine, nvml, cards, variables, "the CUDA runtime does not list it")
     unchecked = tuple(device.id for device in mine if device.is_usable)
@@ -177,8 +183,3 @@ def _of_cupy(device: CupyDevice, gpu: NvmlDevice | None) -> Device:
         least = ".".join(map(str, LEAST_COMPUTE))
         return refuse(made, f"its compute capability is {made.compute}, kernels need {least}")
     return made
-
-
-def _is_same(listed: CupyDevice, device: Device) -> bool:
-    names = {listed.uuid, listed.pci_id, f"{LIBRARY}:{listed.ordinal}"} - {""}
-    return bool(names & {device.id, device.pci_id})

@@ -97,7 +97,8 @@ inline Block& block() {
 }
 
 [[noreturn]] inline void fail(const char* what) {
-    std::fprintf(stderr, "emulated CUDA: %s (block %u %u %u)\n", what, block().index.x, block().index.y, block().index.z);
+    std::fprintf(stderr, "emulated CUDA: %s (block %u %u %u)\n", what, block().index.x, block().index.y,
+                 block().index.z);
     std::abort();
 }
 
@@ -147,7 +148,9 @@ inline void prepare(Fiber& fiber) {
 #endif
 }
 
-inline unsigned char* dynamic_shared() { return block().shared.data() + (16 - reinterpret_cast<uintptr_t>(block().shared.data()) % 16) % 16; }
+inline unsigned char* dynamic_shared() {
+    return block().shared.data() + (16 - reinterpret_cast<uintptr_t>(block().shared.data()) % 16) % 16;
+}
 
 // Wait until every fiber that is still running has come as far.
 inline void barrier() {
@@ -265,9 +268,9 @@ void launch_kernel(void (*kernel)(A...), const unsigned* sizes, size_t shared_by
 }  // namespace emulator
 
 // sizes: grid, then block.
-#define EMULATED(name)                                                                                                \
-    extern "C" void emulate_##name(const unsigned* sizes, size_t shared_bytes, unsigned seed, void** args) {          \
-        emulator::launch_kernel(&name, sizes, shared_bytes, seed, args);                                              \
+#define EMULATED(name)                                                                                       \
+    extern "C" void emulate_##name(const unsigned* sizes, size_t shared_bytes, unsigned seed, void** args) { \
+        emulator::launch_kernel(&name, sizes, shared_bytes, seed, args);                                     \
     }
 
 #define threadIdx (emulator::block().current->thread)
@@ -294,13 +297,13 @@ inline int __any_sync(unsigned mask, int is_so) {
 inline int __all_sync(unsigned mask, int is_so) { return !__any_sync(mask, !is_so); }
 
 inline int __dp4a(int a, int b, int c) {
-    for (int i = 0; i < 4; i++)
-        c += static_cast<int8_t>(a >> 8 * i) * static_cast<int8_t>(b >> 8 * i);
+    for (int i = 0; i < 4; i++) c += static_cast<int8_t>(a >> 8 * i) * static_cast<int8_t>(b >> 8 * i);
     return c;
 }
 inline int __vsub4(int a, int b) {
     unsigned word = 0;
-    for (int i = 0; i < 4; i++) word |= ((static_cast<unsigned>(a) >> 8 * i) - (static_cast<unsigned>(b) >> 8 * i) & 255u) << 8 * i;
+    for (int i = 0; i < 4; i++)
+        word |= ((static_cast<unsigned>(a) >> 8 * i) - (static_cast<unsigned>(b) >> 8 * i) & 255u) << 8 * i;
     return static_cast<int>(word);
 }
 inline float __int_as_float(int bits) {
@@ -319,7 +322,8 @@ inline float __fsub_rn(float a, float b) { return a - b; }
 
 // IEEE binary16, to nearest even.
 inline float half_to_float(unsigned short bits) {
-    const unsigned sign = static_cast<unsigned>(bits & 0x8000) << 16, exponent = bits >> 10 & 31, mantissa = bits & 1023;
+    const unsigned sign = static_cast<unsigned>(bits & 0x8000) << 16, exponent = bits >> 10 & 31,
+                   mantissa = bits & 1023;
     if (exponent == 31) return __int_as_float(static_cast<int>(sign | 0x7f800000u | mantissa << 13));
     const float value = exponent ? std::ldexp(static_cast<float>(mantissa | 1024), static_cast<int>(exponent) - 25)
                                  : std::ldexp(static_cast<float>(mantissa), -24);
@@ -330,7 +334,8 @@ inline unsigned short float_to_half(float value) {
     const float size = std::fabs(value);
     if (size != size) return static_cast<unsigned short>(sign | 0x7e00);
     if (size >= 65520.0f) return static_cast<unsigned short>(sign | 0x7c00);
-    if (size < 6.103515625e-05f) return static_cast<unsigned short>(sign | static_cast<unsigned>(std::nearbyint(std::ldexp(size, 24))));
+    if (size < 6.103515625e-05f)
+        return static_cast<unsigned short>(sign | static_cast<unsigned>(std::nearbyint(std::ldexp(size, 24))));
     int exponent;
     std::frexp(size, &exponent);  // size = f * 2^exponent, f in [0.5, 1)
     unsigned mantissa = static_cast<unsigned>(std::nearbyint(std::ldexp(size, 11 - exponent)));

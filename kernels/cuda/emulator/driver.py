@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from kernels.cuda.driver import Gemm, Launch, Pointer, Work
-from kernels.cuda.sources import FOLDER, kernels_of, module_of, source_of
+from kernels.cuda.sources import kernels_of, module_of, source_of
 from kernels.memory import Bytes
 
-HEADER = FOLDER / "emulator" / "cuda.hpp"
 ALIGNMENT = 256
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-Wall", "-Werror")
 # what is known of code that two compilers share
@@ -84,9 +83,7 @@ class EmulatedDriver:
             assert not isinstance(work, Gemm), "there is no library here"
             library = _library(self._cache_dir, module_of(work.kernel), work.type_name)
             sizes = (ctypes.c_uint * 6)(*work.grid, work.n_threads, 1, 1)
-            values = [
-                np.array([arg], np.uint64) if isinstance(arg, int) else np.array([arg]) for arg in work.args
-            ]
+            values = [np.array([arg]) for arg in work.args]
             args = (ctypes.c_void_p * len(values))(*[value.ctypes.data for value in values])
             if 0 not in work.grid:
                 getattr(library, f"emulate_{work.kernel}")(
@@ -114,8 +111,7 @@ class EmulatedGraph:
 def _library(cache_dir: Path, module: str, type_name: str) -> ctypes.CDLL:
     """The module compiled as C++; RuntimeError with the compiler's words."""
     exports = "\n".join(f"EMULATED({kernel})" for kernel in kernels_of(module))
-    header = HEADER.read_text().replace("#pragma once\n", "")
-    text = f"{header}\n{source_of(module, type_name, is_emulated=True)}\n{exports}\n"
+    text = f"{source_of(module, type_name, is_emulated=True)}\n{exports}\n"
     compiler = os.environ.get("CXX", "g++")
     command = [compiler, *FLAGS, *FLAGS_OFF]
     digest = hashlib.sha256("\0".join([*command, text]).encode()).hexdigest()[:16]
