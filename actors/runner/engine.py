@@ -22,7 +22,7 @@ from actors.protocol import DoneReason, Generate
 from actors.runner.batch import Share, Waiting, compose
 from actors.runner.cache.cache import Cache
 from actors.runner.forward import Drawn, Part, device_of, index_arrays
-from actors.runner.intake import sequence_of
+from actors.runner.intake import Limits, sequence_of
 from actors.runner.model import N_DRAFT_ROWS, Model
 from actors.runner.pace import Pace
 from actors.runner.roster import Roster
@@ -68,6 +68,7 @@ class Engine:
         """clock: seconds; by it batches are timed, nothing else."""
         self._model = model
         self._tokenizer = model.tokenizer  # a prompt may still be tokenised while the model is closed
+        self._limits = Limits(model.n_ctx, model.n_batch, model.n_vocab)
         self._max_queue = max_queue
         self._clock = clock
         self._cache = Cache(model.cache_shape)
@@ -124,7 +125,7 @@ class Engine:
         try:
             # tokenising a long text takes a while; the loop must not wait for it
             sequence = await trio.to_thread.run_sync(
-                sequence_of, request, seq_id, offer, self._tokenizer, self._model.n_ctx, self._model.n_vocab
+                sequence_of, request, seq_id, offer, self._tokenizer, self._limits
             )
         finally:
             self._n_opening -= 1
@@ -270,15 +271,21 @@ class Engine:
         return {seq_id: s.n_pending for seq_id, s in self._roster.active.items() if s.can_run}
 
     def _shares(self, n_pending: dict[int, int], start: int) -> tuple[list[Share], int]:
-        waiting = [Waiting(seq_id, n) for seq_id, n in n_pending.items()]
+        waiting = [self._waiting(self._roster.active[seq_id], n) for seq_id, n in n_pending.items()]
         shares, start = compose(waiting, self._model.n_batch, start, self._pace.n_prompt)
         return [self._cut(share, n_pending[share.seq_id]) for share in shares], start
 
+    def _waiting(self, sequence: Sequence, n_pending: int) -> Waiting:
+        assert sequence.slot is not None, "who has none cannot run"
+        return Waiting(sequence.seq_id, n_pending, sequence.groups.since(sequence.slot.n_cells))
+
     def _cut(self, share: Share, n_pending: int) -> Share:
-        """Of a share what the cache wants in one batch."""
-        slot = self._roster.active[share.seq_id].slot
-        assert slot is not None, "who has none cannot run"
-        n_inputs = self._cache.n_inputs(slot, share.n_inputs, n_pending)
+        """Of a share what the cache wants in one batch, unless that would cut its first group."""
+        sequence = self._roster.active[share.seq_id]
+        slot = sequence.slot
+        assert slot is not None
+        n_wanted = self._cache.n_inputs(slot, share.n_inputs, n_pending)
+        n_inputs = sequence.n_uncut(n_wanted) or share.n_inputs
         return Share(share.seq_id, n_inputs, n_inputs == n_pending)
 
     def _part(self, seq_id: int, n_inputs: int, n_pending: int) -> Part:

@@ -2,12 +2,14 @@
 
 import secrets
 from collections.abc import Sequence as SequenceOf
+from typing import NamedTuple
 
 import msgspec
 
 from actors.errors import RequestError
 from actors.protocol import Generate, Sampling
-from actors.runner.context import shift, truncate
+from actors.runner.context import truncate
+from actors.runner.groups import NO_GROUPS, Groups, groups_of
 from actors.runner.output import Output
 from actors.runner.sequence import MAX_PREDICT_CONTEXTS, Offer, Sequence
 from actors.runner.tokenizer.tokenizer import Tokenizer
@@ -27,32 +29,68 @@ def sampling_params(sampling: Sampling) -> SamplingParams:
         raise RequestError(str(exc), where="sampling") from exc
 
 
-def sequence_of(
-    request: Generate, seq_id: int, offer: Offer, tokenizer: Tokenizer, n_ctx: int, n_vocab: int
-) -> Sequence:
-    """RequestError for a prompt that is empty, unknown to the vocabulary or too long.  Takes a while.
+class Limits(NamedTuple):
+    """What a model can do."""
 
-    n_ctx: of the model; the request may be content with less.
+    n_ctx: int  # a request may be content with less
+    n_batch: int
+    n_vocab: int
+
+
+def sequence_of(
+    request: Generate, seq_id: int, offer: Offer, tokenizer: Tokenizer, limits: Limits
+) -> Sequence:
+    """RequestError for a prompt that is empty, unknown to the vocabulary, too long or wrongly grouped.
+
+    Takes a while.
     """
-    n_ctx = min(request.n_ctx or n_ctx, n_ctx)
+    n_ctx = min(request.n_ctx or limits.n_ctx, limits.n_ctx)
     prompt = request.prompt
     tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-    _check(request, tokens, n_ctx, n_vocab)
-    kept = truncate(tokens, n_ctx, request.n_keep)
+    _check(request, tokens, n_ctx, limits.n_vocab)
+    kept, groups = truncate(tokens, _groups(request, len(tokens), limits.n_batch), n_ctx, request.n_keep)
     params = sampling_params(request.sampling)
     most = MAX_PREDICT_CONTEXTS * n_ctx
     limit = request.n_predict if 0 <= request.n_predict <= most else most
     output = Output(tokenizer, request.stop)
     n_dropped = len(tokens) - len(kept)
-    sequence = Sequence(seq_id, request, params, kept, len(kept), n_dropped, limit, n_ctx, output, offer)
+    sequence = Sequence(
+        seq_id, request, params, kept, groups, len(kept), n_dropped, limit, n_ctx, output, offer
+    )
     output.replay(request.resume)
     sequence.n_drawn = len(request.resume)
     for token in request.resume:
         sequence.history.append(token)
         if len(sequence.history) > n_ctx and request.shift:
             # just where the runner before this one did, or what follows would differ
-            sequence.history = shift(sequence.history, n_ctx, request.n_keep)
+            sequence.shift()
     return sequence
+
+
+def _groups(request: Generate, n_tokens: int, n_batch: int) -> Groups:
+    if not request.groups:
+        return NO_GROUPS
+    if isinstance(request.prompt, str):
+        raise RequestError(
+            "groups are of token ids, and the prompt is text",
+            where="groups",
+            mend="tokenise it first",
+        )
+    for first, n_inputs in request.groups:
+        if first + n_inputs > n_tokens:
+            raise RequestError(
+                f"a group of {n_inputs} inputs from {first} on goes beyond the prompt's {n_tokens}",
+                where="groups",
+            )
+    groups = groups_of(request.groups)
+    longest = max(end - begin for begin, end in groups.spans)
+    if longest > n_batch:
+        raise RequestError(
+            f"a group of {longest} inputs does not fit into a batch of {n_batch}",
+            where="groups",
+            mend="load the model with a larger n_batch",
+        )
+    return groups
 
 
 def _check(request: Generate, tokens: SequenceOf[int], n_ctx: int, n_vocab: int) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 
 from actors.protocol import DoneReason
 from actors.runner.cache.cache import Cache
-from actors.runner.context import shift
 from actors.runner.sequence import Sequence
 
 
@@ -53,7 +52,7 @@ class Roster:
         reader is passed over, and gives way if it holds pages.
         """
         while self.n_free > 0 and (sequence := self._oldest_waiting()):
-            slot = self.cache.open(sequence.history)
+            slot = self.cache.open(sequence.history, sequence.groups)
             n_pages = self.cache.n_lacking(slot, len(sequence.history))
             while self.active and n_pages + len(self.active) > self.cache.n_free:
                 idle = self._youngest(s for s in self.active.values() if not s.can_run)
@@ -77,8 +76,8 @@ class Roster:
             victim = self._victim(sequence)
             if victim is not None:
                 self.pause(victim)
-            elif (n_room := self.cache.n_room(slot)) > 0:
-                n_inputs = min(n_inputs, n_room)
+            elif (n_room := sequence.n_uncut(min(n_inputs, self.cache.n_room(slot)))) > 0:
+                n_inputs = n_room
             else:
                 self.pause(sequence)
                 return 0
@@ -102,9 +101,9 @@ class Roster:
         if not sequence.request.shift:
             sequence.end(DoneReason.CONTEXT)
             return
-        sequence.history = shift(sequence.history, sequence.n_ctx, sequence.request.n_keep)
+        sequence.shift()
         self._free(sequence)
-        sequence.slot = self.cache.open(sequence.history)
+        sequence.slot = self.cache.open(sequence.history, sequence.groups)
 
     def _oldest_waiting(self) -> Sequence | None:
         """Of those whose reader keeps up."""

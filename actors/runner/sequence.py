@@ -11,7 +11,9 @@ import trio
 from actors.errors import RuntimeFault
 from actors.protocol import Chunk, DoneReason, Finished, Generate
 from actors.runner.cache.cache import Slot
+from actors.runner.context import shift
 from actors.runner.forward import Draw, Drawn
+from actors.runner.groups import Groups
 from actors.runner.lookup import Lookup
 from actors.runner.output import Output
 from actors.runner.repetition import LOOK_EVERY, repeats
@@ -38,6 +40,7 @@ class Sequence:
     request: Generate
     params: SamplingParams  # with a definite seed
     history: list[int]  # every input in order: computed ones, pending ones, generated ones
+    groups: Groups  # of the history
     n_prompt: int
     n_dropped: int
     n_limit: int
@@ -70,6 +73,15 @@ class Sequence:
     def n_pending(self) -> int:
         """Inputs that are not computed yet."""
         return len(self.history) - (self.slot.n_cells if self.slot else 0)
+
+    def n_uncut(self, n_inputs: int) -> int:
+        """Of the next n_inputs those before a group that would be cut."""
+        n_cells = self.slot.n_cells if self.slot else 0
+        return self.groups.before(n_cells + n_inputs) - n_cells
+
+    def shift(self) -> None:
+        """Drop the oldest half after n_keep: the context is full."""
+        self.history, self.groups = shift(self.history, self.groups, self.n_ctx, self.request.n_keep)
 
     @property
     def keeps_up(self) -> bool:

@@ -4,6 +4,7 @@ import hypothesis.strategies as st
 from hypothesis import given
 
 from actors.runner.batch import Share, Waiting, compose
+from actors.runner.groups import groups_of
 
 
 def test_decoding_sequences_come_before_prompts() -> None:
@@ -57,3 +58,49 @@ def test_prompts_beside_streams_keep_to_what_they_may_take(
     wanted = sum(n for n in pending.values() if n > 1)
     left = n_batch - min(n_stream, n_batch)
     assert taken == min(wanted, left, n_prompt if n_stream else n_batch)
+
+
+def test_a_group_is_not_cut_and_comes_first_next_time() -> None:
+    waiting = [Waiting(1, 6), Waiting(2, 20, groups_of([(4, 8)]))]
+    shares, start = compose(waiting, n_batch=16, start=0)
+    assert shares == [Share(1, 6, is_last=True), Share(2, 4, is_last=False)]
+    waiting = [Waiting(1, 6), Waiting(2, 16, groups_of([(0, 8)]))]
+    shares, start = compose(waiting, n_batch=12, start=start)
+    assert (shares, start) == ([Share(1, 6, is_last=True)], 1)
+    shares, start = compose(waiting, n_batch=12, start=start)
+    assert shares == [Share(2, 12, is_last=False)]
+
+
+def test_a_group_takes_more_than_a_prompt_may_beside_streams_but_not_more_than_the_batch() -> None:
+    waiting = [Waiting(1, 1), Waiting(2, 20, groups_of([(0, 8)]))]
+    shares, _ = compose(waiting, n_batch=16, start=0, n_prompt=4)
+    assert shares == [Share(1, 1, is_last=True), Share(2, 8, is_last=False)]
+    shares, _ = compose(waiting, n_batch=8, start=0, n_prompt=4)
+    assert shares == [Share(2, 8, is_last=False)]
+
+
+spans = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 8)), max_size=4)
+
+
+@given(
+    st.dictionaries(st.integers(0, 5), st.tuples(st.integers(49, 90), spans)),
+    st.integers(0, 3),
+    st.integers(48, 64),  # as many as groups may be merged to
+    st.integers(1, 40),
+)
+def test_prompts_with_groups_all_end_and_none_is_cut(
+    prompts: dict[int, tuple[int, list[tuple[int, int]]]], n_stream: int, n_batch: int, n_prompt: int
+) -> None:
+    groups = {i: groups_of(its_spans) for i, (_, its_spans) in prompts.items()}
+    place = dict.fromkeys(prompts, 0)
+    streams = [Waiting(100 + i, 1) for i in range(n_stream)]
+    start = 0
+    while unfinished := [i for i in prompts if place[i] < prompts[i][0]]:
+        waiting = [Waiting(i, prompts[i][0] - place[i], groups[i].since(place[i])) for i in unfinished]
+        shares, start = compose([*streams, *waiting], n_batch, start, n_prompt)
+        assert sum(share.n_inputs for share in shares) <= n_batch
+        mine = [share for share in shares if share.seq_id in prompts]
+        assert mine
+        for share in mine:
+            place[share.seq_id] += share.n_inputs
+            assert groups[share.seq_id].before(place[share.seq_id]) == place[share.seq_id]

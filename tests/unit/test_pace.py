@@ -1,9 +1,11 @@
 """How much of a prompt joins running streams, from what batches took."""
 
+import random
+
 import hypothesis.strategies as st
 from hypothesis import given
 
-from actors.runner.pace import MARGIN, N_FIRST, N_LEAST, SLOWDOWN, Pace
+from actors.runner.pace import MARGIN_FIRST, MARGIN_LEAST, N_FIRST, N_LEAST, RARE, SLOWDOWN, Pace
 
 
 def test_before_anything_is_known_a_little_joins() -> None:
@@ -14,7 +16,7 @@ def test_a_prompts_own_batches_tell_what_an_input_costs_until_mixed_ones_do() ->
     pace = Pace()
     pace.observe(0, 500, 5.0)
     pace.observe(1, 0, 0.1)
-    assert pace.n_prompt == int(MARGIN * 0.1 / 0.01)
+    assert pace.n_prompt == int(MARGIN_FIRST * 0.1 / 0.01)
 
 
 def test_slow_inputs_still_go_on() -> None:
@@ -36,4 +38,19 @@ def test_streams_wait_at_most_twice_as_long_beside_a_prompt(
     n_prompt = pace.n_prompt
     assert n_prompt == N_LEAST or stream_s + n_prompt * input_s <= SLOWDOWN * stream_s
     # and no room is left unused
-    assert stream_s + (n_prompt + 2) * input_s >= (1 + MARGIN * 0.99) * stream_s
+    assert stream_s + (n_prompt + 2) * input_s >= (1 + MARGIN_FIRST * 0.99) * stream_s
+
+
+def test_on_a_restless_machine_prompts_get_less_until_few_batches_are_late() -> None:
+    rng = random.Random(1)
+    pace = Pace()
+    stream_s, input_s = 0.03, 0.001
+    n_late: list[bool] = []
+    for _ in range(2000):
+        pace.observe(4, 0, stream_s)
+        took_s = (stream_s + pace.n_prompt * input_s) * rng.lognormvariate(0, 0.2)
+        pace.observe(4, pace.n_prompt, took_s)
+        n_late.append(took_s > SLOWDOWN * stream_s)
+    assert sum(n_late[:200]) / 200 > 2 * RARE  # before it has learned
+    assert sum(n_late[1000:]) / 1000 < 2 * RARE
+    assert pace.n_prompt > MARGIN_LEAST * stream_s / input_s

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from actors.runner.cache.pages import Pages, Table
 from actors.runner.cache.rows import Rows, State
 from actors.runner.cache.shape import CacheShape
+from actors.runner.groups import NO_GROUPS, Groups
 
 
 @dataclass(slots=True, eq=False)
@@ -69,10 +70,10 @@ class Cache:
             n_room = min(n_room, self.window.n_room(slot.window))
         return n_room - slot.n_cells
 
-    def open(self, tokens: Sequence[int]) -> Slot:
+    def open(self, tokens: Sequence[int], groups: Groups = NO_GROUPS) -> Slot:
         """A slot that already holds the longest known prefix of whole pages, short of the last token.
 
-        The last token is always left to compute, for its logits are wanted.
+        The last token is always left to compute, for its logits are wanted; of a group nothing or all of it.
         """
         digests: list[bytes] = []
         for start in range(0, len(tokens) - self.page_size, self.page_size):
@@ -80,7 +81,7 @@ class Cache:
             if self.pages.pool.find(digest) is None:
                 break
             digests.append(digest)
-        digests = digests[: self._n_known(digests)]
+        digests = digests[: self._n_known(digests, groups)]
         slot = Slot(n_cells=len(digests) * self.page_size, digests=digests)
         self.pages.open(slot.table, digests)
         if self.window is not None:
@@ -137,12 +138,12 @@ class Cache:
             self.rows.release(slot.state)
         slot.digests, slot.tail, slot.n_cells = [], [], 0
 
-    def _n_known(self, digests: Sequence[bytes]) -> int:
-        """Pages after which every kind can go on."""
+    def _n_known(self, digests: Sequence[bytes], groups: Groups) -> int:
+        """Pages after which every kind can go on, and which cut no group."""
         n = len(digests)
         kinds = [kind for kind in (self.window, self.rows) if kind is not None]
         while True:
-            found = n
+            found = groups.before(n * self.page_size) // self.page_size
             for kind in kinds:
                 found = kind.n_known(digests, found)
             if found == n:
