@@ -35,6 +35,7 @@ OPTIONS: dict[str, Kind] = {
     "presence_penalty": "float",
     "frequency_penalty": "float",
     "stop": "strings",
+    "ignore_eos": "bool",  # ours: llama.cpp and vLLM have it
 }
 DEPRECATED = frozenset(
     {

@@ -566,6 +566,7 @@ class Generate(Msg, frozen=True):
     sampling: Sampling
     n_predict: int = -1  # -1: until the model stops
     stop: tuple[str, ...] = ()
+    ignore_eos: bool = False  # what ends a text is a token like any other
     n_keep: int = 4  # inputs kept at the front when the context is full or the prompt too long
     truncate: bool = True
     shift: bool = True

@@ -150,6 +150,7 @@ class Completions:
             sampling=job.options.sampling,
             n_predict=job.options.n_predict,
             stop=job.options.stop,
+            ignore_eos=job.options.ignore_eos,
             n_keep=job.options.n_keep,
             truncate=job.truncate,
             shift=job.shift,

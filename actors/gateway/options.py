@@ -35,6 +35,7 @@ class Options:
     n_predict: int = -1
     n_keep: int = DEFAULT_N_KEEP
     stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
 
 
 def read_options(
@@ -62,6 +63,7 @@ def read_options(
         n_predict=max(-1, _int(values, "num_predict", -1)),
         n_keep=_int(values, "num_keep", DEFAULT_N_KEEP),
         stop=_stop(values),
+        ignore_eos=cast("bool", values.get("ignore_eos", False)),
     )
 
 

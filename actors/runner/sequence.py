@@ -121,7 +121,7 @@ class Sequence:
         self.first_s = self.first_s or time.monotonic()
         self.n_predicted += 1
         self.n_drawn += 1
-        if drawn.token in eog_ids:
+        if drawn.token in eog_ids and not self.request.ignore_eos:
             self._stop(DoneReason.EOS)
             return
         self.history.append(drawn.token)

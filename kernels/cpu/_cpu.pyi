@@ -152,7 +152,7 @@ class Segment:
         n_seqs: int,
         n_pages: int,
     ) -> None: ...
-    def run(self, values: Sequence[int]) -> None: ...
+    def run(self, values: Sequence[int], is_alone: bool) -> None: ...
 
 # params, position, history, log-probabilities wanted (-1: none)
 Draw = tuple[SamplingParams, int, Sequence[int], int]
@@ -166,6 +166,10 @@ class Worker:
     @property
     def compute_s(self) -> float: ...
     def start(
-        self, segments: Sequence[tuple[Segment, Sequence[int]]], logits: F32, draws: Sequence[Draw]
+        self,
+        segments: Sequence[tuple[Segment, Sequence[int]]],
+        logits: F32,
+        draws: Sequence[Draw],
+        is_alone: bool,
     ) -> None: ...
     def take(self) -> list[Drawn]: ...

@@ -4,6 +4,7 @@ Everything that a kernel relies on is checked once, when a segment is bound: dty
 be written.  What can change from run to run (dimensions, index arrays) is checked by `CpuSegment.run`.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 from kernels.backend import Binding
@@ -17,11 +18,15 @@ from kernels.ops.attention import Attention, StoreKV
 from kernels.ops.matmul import Matmul
 from kernels.ops.op import Op
 from kernels.ops.rope import Rope, Rotation
-from kernels.tensor import Bounds, value_of
+from kernels.tensor import Bounds, Dim, value_of
 
 ALIGNMENT = VECTOR_BYTES  # a cache line, and the widest vector
 MAX_THREADS = 1024
 EMULATED = "avx512-emulated"
+# What one thread reads while several would wait for one another and for the cores that other processes want:
+# a millisecond or two, which is what is done round a step.  See docs/performance.md.
+SMALL_BYTES = 64 << 20
+ROWS_AT_ONCE = 4  # that one reading of the weights serves in about the time of one row
 
 
 def available_isas() -> list[str]:
@@ -33,11 +38,16 @@ class CpuBackend(HostBackend):
     """Satisfies `kernels.backend.Backend` with native kernels on n_threads threads, the caller's among them.
 
     isa forces an instruction set; ValueError names those there are.  fail_allocation: the n-th allocation,
-    counted from 1, fails; for tests of loading.
+    counted from 1, fails; for tests of loading.  small_bytes: runs that read less are done by one thread.
     """
 
     def __init__(
-        self, n_threads: int, isa: str | None = None, fail_allocation: int | None = None, name: str = "cpu"
+        self,
+        n_threads: int,
+        isa: str | None = None,
+        fail_allocation: int | None = None,
+        name: str = "cpu",
+        small_bytes: int = SMALL_BYTES,
     ) -> None:
         known = available_isas()
         if isa is not None and isa not in known:
@@ -50,6 +60,7 @@ class CpuBackend(HostBackend):
         self.isa = isa or known[0]
         self._pool = _cpu.Pool(n_threads)
         self._allocations_left = fail_allocation
+        self._small_bytes = small_bytes
 
     @property
     def n_threads(self) -> int:
@@ -119,16 +130,28 @@ class CpuBackend(HostBackend):
         builder = SegmentBuilder(_cpu.Segment(self._pool, self.isa), binding)
         for op in binding.ops:
             builder.add(op)
-        return CpuSegment(builder.segment, binding, builder.symbols)
+        return CpuSegment(builder.segment, binding, builder.symbols, self._small_bytes)
 
 
 class CpuSegment:
     """A native segment.  Holds the binding, whose memory the native side points into."""
 
-    def __init__(self, segment: _cpu.Segment, binding: Binding, symbols: Sequence[str]) -> None:
+    def __init__(
+        self, segment: _cpu.Segment, binding: Binding, symbols: Sequence[str], small_bytes: int
+    ) -> None:
         self._segment = segment
         self._binding = binding
         self._symbols = symbols
+        self._small_bytes = small_bytes
+        self._weight_bytes: Counter[Dim] = Counter()  # by the number of rows that are multiplied with them
+        self._page_bytes: Counter[tuple[Dim, Dim]] = Counter()  # of caches, by the shape of their tables
+        for op in binding.ops:
+            if isinstance(op, Matmul):
+                self._weight_bytes[op.x.shape[0]] += op.weight.n_bytes({})
+            elif isinstance(op, Attention):
+                cells_bytes = op.k_state.n_bytes({}) + op.v_state.n_bytes({})
+                n_pages = value_of(op.k_state.shape[0], {}) // op.page_size
+                self._page_bytes[op.tables.shape[0], op.tables.shape[1]] += cells_bytes // n_pages
 
     def run(self, values: Bounds) -> None:
         """Execute without the GIL.
@@ -136,7 +159,16 @@ class CpuSegment:
         KeyError names a symbol without value; ValueError a value over its bound, or an index input with an
         entry out of range: then nothing has been written.
         """
-        self._segment.run(self.values(values))
+        self._segment.run(self.values(values), self.is_small(values))
+
+    def is_small(self, values: Bounds) -> bool:
+        """Whether so little is read that one thread does it sooner than several agree on it."""
+        n_bytes = sum(
+            n * -(-value_of(n_rows, values) // ROWS_AT_ONCE) for n_rows, n in self._weight_bytes.items()
+        )
+        for (n_seqs, n_pages), n in self._page_bytes.items():
+            n_bytes += n * value_of(n_seqs, values) * value_of(n_pages, values)
+        return n_bytes < self._small_bytes
 
     @property
     def native(self) -> _cpu.Segment:

@@ -21,7 +21,7 @@ Measured measure(Pool& pool, Part part) {
         mine.total.fetch_add(mine.part(thread), std::memory_order_relaxed);
     };
     const auto began = std::chrono::steady_clock::now();
-    pool.run(task, &work);
+    pool.run(task, &work, false);
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
     return {took.count(), work.total.load()};
 }

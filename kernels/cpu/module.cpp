@@ -329,7 +329,7 @@ NB_MODULE(_cpu, m) {
         .def("check_index", &check_index, nb::kw_only(), "name"_a, "data"_a, "limit"_a, "n"_a)
         .def("check_tables", &check_tables, nb::kw_only(), "names"_a, "tables"_a, "rows"_a, "n_visible"_a,
              "page_size"_a, "n_cells"_a, "max_seqs"_a, "n"_a, "n_seqs"_a, "n_pages"_a)
-        .def("run", &Segment::run, "values"_a, nb::call_guard<nb::gil_scoped_release>());
+        .def("run", &Segment::run, "values"_a, "is_alone"_a, nb::call_guard<nb::gil_scoped_release>());
 
     nb::class_<SamplingParams>(m, "SamplingParams")
         .def(

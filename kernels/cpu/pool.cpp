@@ -61,12 +61,12 @@ void Pool::wait_while(const std::atomic<uint32_t>& word, uint32_t old) const {
 }
 
 void Pool::barrier() {
-    if (n_threads_ == 1) {
+    if (n_active_ == 1) {
         next_.store(0, std::memory_order_relaxed);
         return;
     }
     const uint32_t phase = phase_.load(std::memory_order_relaxed);
-    if (n_arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == static_cast<uint32_t>(n_threads_)) {
+    if (n_arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == static_cast<uint32_t>(n_active_)) {
         n_arrived_.store(0, std::memory_order_relaxed);
         next_.store(0, std::memory_order_relaxed);
         phase_.fetch_add(1, std::memory_order_release);
@@ -76,11 +76,12 @@ void Pool::barrier() {
     }
 }
 
-void Pool::run(Task task, const void* context) {
+void Pool::run(Task task, const void* context, bool is_alone) {
     const std::lock_guard<std::mutex> guard(is_running_);
     task_ = task;
     context_ = context;
-    if (n_threads_ > 1) {
+    n_active_ = is_alone ? 1 : n_threads_;
+    if (n_active_ > 1) {
         generation_.fetch_add(1, std::memory_order_release);
         generation_.notify_all();
     }

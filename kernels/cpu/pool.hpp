@@ -33,20 +33,22 @@ public:
 
     int n_threads() const { return n_threads_; }
 
-    // Runs task(context, thread) on threads 0..n_threads-1 and returns when all have; one run at a time.
-    void run(Task task, const void* context);
+    // Runs task(context, thread) on all threads, or on the caller alone and wakes nobody; returns when all have ended.
+    // One run at a time.
+    void run(Task task, const void* context, bool is_alone);
 
     // Inside a task: returns when all threads have called it.
     void barrier();
 
 private:
     void work(int index);
-    PoolThread thread(int index) { return {index, n_threads_, next_}; }
+    PoolThread thread(int index) { return {index, n_active_, next_}; }
     void wait_while(const std::atomic<uint32_t>& word, uint32_t old) const;
 
     const int n_threads_;
     const int n_spin_;
     std::mutex is_running_;
+    int n_active_ = 1;  // of the run that is under way
     Task task_ = nullptr;
     const void* context_ = nullptr;
     alignas(64) std::atomic<uint32_t> generation_{0};  // counts runs; a change starts one

@@ -55,12 +55,12 @@ void execute(const void* context, const PoolThread& thread) {
 
 }  // namespace
 
-void Segment::run(const Values& values) {
+void Segment::run(const Values& values, bool is_alone) {
     for (const IndexCheck& check : index_checks_)
         verify(check.name, check.data, value_of(check.n, values), 0, value_of(check.limit, values));
     for (TableCheck& check : table_checks_) verify(check, values);
     const Run run{kernels_, steps_, values, *pool_};
-    pool_->run(execute, &run);
+    pool_->run(execute, &run, is_alone);
 }
 
 }  // namespace cpu

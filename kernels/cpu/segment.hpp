@@ -55,7 +55,8 @@ public:
     int n_threads() const { return pool_->n_threads(); }
 
     // std::invalid_argument names an index input that is out of range; nothing has been written then.
-    void run(const Values& values);
+    // is_alone: on the caller's thread, for what is small.
+    void run(const Values& values, bool is_alone);
 
 private:
     std::shared_ptr<Pool> pool_;

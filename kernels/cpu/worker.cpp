@@ -106,13 +106,13 @@ void Worker::wait_for_job(uint32_t seen) const {
 void Worker::execute() {
     try {
         const auto began = std::chrono::steady_clock::now();
-        for (const auto& [segment, values] : job_.segments) segment->run(values);
+        for (const auto& [segment, values] : job_.segments) segment->run(values, job_.is_alone);
         const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
         compute_s_.store(compute_s() + took.count(), std::memory_order_relaxed);
         drawn_.assign(job_.draws.size(), Drawn{});
         const Sampling sampling{job_, drawn_};
         if (job_.draws.size() > 1) {
-            pool_->run(sample_rows, &sampling);
+            pool_->run(sample_rows, &sampling, job_.is_alone);
         } else if (!job_.draws.empty()) {
             sample_row(sampling, 0);
         }

@@ -35,6 +35,7 @@ struct Job {
     const float* logits;  // [draws, n_vocab], written by the segments
     int64_t n_vocab;
     std::vector<Draw> draws;
+    bool is_alone;  // on the worker's thread, without the pool's others
 };
 
 class Worker {

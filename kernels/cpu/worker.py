@@ -63,13 +63,15 @@ class CpuWorker:
         """
         values = executable.load(inputs)
         segments: list[tuple[_cpu.Segment, list[int]]] = []
+        is_small = True
         for segment in executable.segments:
             if not isinstance(segment, CpuSegment):
                 raise ValueError(f"{type(segment).__name__} does not run on the CPU's worker")
             segments.append((segment.native, segment.values(values)))
+            is_small = is_small and segment.is_small(values)
         logits = executable.output("logits", values)
         assert logits.dtype == np.float32, "logits are computed in f32"
-        self._worker.start(segments, logits.view(np.float32), draws)
+        self._worker.start(segments, logits.view(np.float32), draws, is_small)
         self._executable, self._draws, self._n_vocab = executable, draws, logits.shape[-1]
 
     def take(self) -> list[Drawn]:

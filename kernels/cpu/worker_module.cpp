@@ -21,9 +21,10 @@ using DrawIn = std::tuple<const SamplingParams*, uint64_t, std::vector<int32_t>,
 // (token, logprobs are finite, log-probability of the token, the likeliest with theirs)
 using DrawnOut = std::tuple<int64_t, bool, double, std::vector<std::pair<int64_t, double>>>;
 
-void start(Worker& worker, std::vector<std::pair<Segment*, Values>> segments, Rows logits, std::vector<DrawIn> draws) {
+void start(Worker& worker, std::vector<std::pair<Segment*, Values>> segments, Rows logits, std::vector<DrawIn> draws,
+           bool is_alone) {
     if (logits.shape(0) != draws.size()) throw nb::value_error("there must be a draw for each row of logits");
-    Job job{std::move(segments), logits.data(), static_cast<int64_t>(logits.shape(1)), {}};
+    Job job{std::move(segments), logits.data(), static_cast<int64_t>(logits.shape(1)), {}, is_alone};
     for (auto& [params, position, history, n_logprobs] : draws) {
         job.draws.push_back({*params, std::move(history), n_logprobs});
         job.draws.back().params.position = position;
@@ -46,7 +47,7 @@ void bind_worker(nb::module_& m) {
         .def(nb::init<std::shared_ptr<Pool>>(), "pool"_a)
         .def_prop_ro("fd", &Worker::fd)
         .def_prop_ro("compute_s", &Worker::compute_s)
-        .def("start", &start, "segments"_a, "logits"_a, "draws"_a)
+        .def("start", &start, "segments"_a, "logits"_a, "draws"_a, "is_alone"_a)
         .def("take", &take);
 }
 

@@ -454,7 +454,7 @@ async def test_the_native_thread_draws_what_a_python_thread_draws(
     async def answers() -> list[tuple[list[int], str]]:
         spec = ModelSpec("tiny", "sha256:0", str(model_path), 0)
         options = LoadOptions(n_ctx=64, n_parallel=3, n_batch=16)
-        model = Model.open(spec, options, (), {"cpu": CpuBackend(n_threads)})
+        model = Model.open(spec, options, (), {"cpu": CpuBackend(n_threads, small_bytes=0)})
         assert model.allocate()
         engine = Engine(model, max_queue=8)
         got: dict[int, tuple[list[int], str]] = {}

@@ -7,6 +7,7 @@ import pytest
 
 from actors.errors import RequestError
 from actors.protocol import DoneReason, Generate, Sampling
+from actors.runner.engine import Engine
 from actors.runner.repetition import LOOK_EVERY
 from tests.actors.engine_rig import GREEDY, PROMPT, collect, engine_of, write_model
 
@@ -31,6 +32,62 @@ async def test_a_stop_string_completed_by_the_last_allowed_token_does_not_leak(m
         _, cut, done = await collect(engine, Generate(PROMPT, GREEDY, n_predict=6, stop=(text[-2:],)))
     assert text[-2:] not in cut
     assert done.reason is DoneReason.STOP_STRING
+
+
+async def test_what_ends_a_text_is_a_token_like_any_other_where_it_is_ignored(model_path: Path) -> None:
+    async with engine_of(model_path, n_ctx=512) as engine:
+        request, tokens, text = await said_to_the_end(engine)
+        further = msgspec.structs.replace(request, ignore_eos=True)
+        more, longer, done = await collect(engine, further)
+        resumed = msgspec.structs.replace(further, resume=tuple(more[: len(tokens) + 1]))
+        rest, _, _ = await collect(engine, resumed)
+    assert (done.reason, len(more)) == (DoneReason.LIMIT, 200)
+    assert (more[: len(tokens)], longer[: len(text)]) == (tokens, text)
+    assert more[len(tokens)] not in tokens
+    assert rest == more[len(tokens) + 1 :]
+
+
+async def said_to_the_end(engine: Engine) -> tuple[Generate, list[int], str]:
+    """A request whose answer the model ends before 200 tokens, and the answer."""
+    for seed in range(50):
+        sampling = Sampling(temperature=5.0, top_k=0, top_p=1.0, seed=seed)
+        request = Generate(PROMPT, sampling, n_predict=200)
+        tokens, text, done = await collect(engine, request)
+        if done.reason is DoneReason.EOS:
+            return request, tokens, text
+    raise AssertionError("no answer came to its end")
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        (Generate("text", GREEDY, groups=((0, 2),)), "groups are of token ids, and the prompt is text"),
+        (
+            Generate(PROMPT, GREEDY, groups=((30, 11),)),
+            "a group of 11 inputs from 30 on goes beyond the prompt's 40",
+        ),
+        (
+            Generate(PROMPT, GREEDY, groups=((0, 9), (8, 9))),
+            "a group of 17 inputs does not fit into a batch of 16",
+        ),
+    ],
+)
+async def test_groups_that_cannot_be_are_refused(model_path: Path, request_: Generate, said: str) -> None:
+    async with engine_of(model_path, n_batch=16) as engine:
+        with pytest.raises(RequestError, match=said):
+            await collect(engine, request_)
+
+
+async def test_a_group_that_the_context_would_cut_is_dropped_whole(model_path: Path) -> None:
+    async with engine_of(model_path, n_ctx=32, n_parallel=1) as engine:
+        grouped = Generate(PROMPT, GREEDY, n_predict=20, n_keep=4, groups=((8, 10),))
+        _, _, done = await collect(engine, grouped)
+        # 8 of 40 do not fit: the cut would lie at 12
+        assert (done.prompt_tokens, done.dropped_tokens) == (40 - 14, 14)
+        assert done.context[:4] == PROMPT[:4]
+        kept = (*PROMPT[:4], *PROMPT[18:])
+        same = await collect(engine, Generate(kept, GREEDY, n_predict=20, n_keep=4))
+        assert same[2].context == done.context
 
 
 async def test_a_full_context_is_shifted_and_the_answer_goes_on(model_path: Path) -> None:

@@ -29,6 +29,7 @@ from tests.actors.engine_rig import (
 from tests.golden import tiny as t
 
 N_CTX = 96
+N_BATCH = 16
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +64,11 @@ def watch_pages(engine: Engine) -> None:
     """`check_pages` before and after every batch."""
 
     async def checked(step: Step, inputs: Mapping[str, Array], parts: Sequence[Part]) -> list[Drawn]:
-        del parts
         check_pages(engine)
+        for part in parts:
+            groups = engine._roster.active[part.seq_id].groups  # pyright: ignore[reportPrivateUsage]
+            for place in (part.slot.n_cells, part.slot.n_cells + len(part.tokens)):
+                assert groups.before(place) == place
         cells = inputs["cells"].tolist()
         assert len(cells) == len(set(cells))
         for name in ("window_cells", "targets"):  # what else is written
@@ -128,7 +132,19 @@ def random_request(rng: random.Random) -> Generate:
         ]
     )
     n_ctx = rng.choice([0, 0, 48, 64])
-    return Generate(prompt, sampling, n_predict=rng.choice([1, 9, 40, 90]), n_ctx=n_ctx)
+    groups = random_groups(rng, len(prompt)) if rng.random() < 0.5 else ()
+    return Generate(prompt, sampling, n_predict=rng.choice([1, 9, 40, 90]), n_ctx=n_ctx, groups=groups)
+
+
+def random_groups(rng: random.Random, n_inputs: int) -> tuple[tuple[int, int], ...]:
+    """Apart, none larger than N_BATCH."""
+    spans: list[tuple[int, int]] = []
+    begin = rng.randrange(4)
+    while begin + 2 <= n_inputs:
+        size = rng.randrange(2, min(N_BATCH, n_inputs - begin) + 1)
+        spans.append((begin, size))
+        begin += size + rng.randrange(8)
+    return tuple(spans)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -141,7 +157,7 @@ async def test_any_interleaving_gives_each_sequence_the_tokens_it_gives_alone(
         alone = [(await collect(engine, request))[0] for request in requests]
     together: dict[int, list[int]] = {}
     async with engine_of(
-        any_path, N_CTX, n_each=N_CTX // 4, n_parallel=4, n_batch=16, max_queue=99
+        any_path, N_CTX, n_each=N_CTX // 4, n_parallel=4, n_batch=N_BATCH, max_queue=99
     ) as engine:
         watch_pages(engine)
 

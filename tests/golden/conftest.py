@@ -14,7 +14,7 @@ def backend_of(name: str) -> Backend:
     """The backend of a name."""
     if name in CUDA_BACKENDS:
         return CUDA_BACKENDS[name]
-    return ReferenceBackend("cpu") if name == "reference" else CpuBackend(2, name)
+    return ReferenceBackend("cpu") if name == "reference" else CpuBackend(2, name, small_bytes=0)
 
 
 @pytest.fixture(scope="module", params=FAST)

@@ -39,7 +39,7 @@ def simulated() -> SimBackend:
     """An accelerator with the host's kernels; its folder goes with this process."""
     machine = SimMachine(SIM_FOLDER.name)
     machine.add_device("sim:0", 1 << 40)
-    backend = SimBackend(machine, "sim:0", CpuBackend(2))
+    backend = SimBackend(machine, "sim:0", CpuBackend(2, small_bytes=0))
     backend.open()
     return backend
 
@@ -51,7 +51,7 @@ BACKENDS: Mapping[str, Backend] = {
     "sim": simulated(),
     **CUDA_BACKENDS,
     **{
-        f"cpu-{isa}": CpuBackend(n_threads, isa)
+        f"cpu-{isa}": CpuBackend(n_threads, isa, small_bytes=0)
         for isa, n_threads in zip(available_isas(), (2, 1, 3, 2), strict=False)
     },
 }

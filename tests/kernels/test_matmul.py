@@ -96,7 +96,7 @@ def test_a_row_is_the_same_bits_alone_and_in_a_batch(
 def test_bits_do_not_depend_on_the_number_of_threads(isa: str, dtype: DType) -> None:
     raw, x = random_weight(dtype, 77 * 512, 5), normal(6, 5, 512)
     one, four = (
-        run_one_op(CpuBackend(n_threads, isa), lambda g: product(g, x, raw, dtype, 77))
+        run_one_op(CpuBackend(n_threads, isa, small_bytes=0), lambda g: product(g, x, raw, dtype, 77))
         for n_threads in (1, 4)
     )
     np.testing.assert_array_equal(one, four)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.backend import Binding
-from kernels.cpu.backend import EMULATED, CpuBackend, CpuSegment, available_isas
+from kernels.cpu.backend import EMULATED, ROWS_AT_ONCE, CpuBackend, CpuSegment, available_isas
 from kernels.cpu.memory import PAGE_BYTES
 from kernels.dtype import DType
 from kernels.memory import HostMemory, OutOfMemory
@@ -60,21 +60,31 @@ def chain(backend: CpuBackend, bound: int = 16) -> Chain:
 
 @pytest.fixture
 def backend() -> CpuBackend:
-    return CpuBackend(2)
+    return CpuBackend(2, small_bytes=0)
 
 
 def test_results_do_not_depend_on_the_number_of_threads() -> None:
     x = normal(1, 16, WIDTH)
-    results = [chain(CpuBackend(n_threads)).run(x) for n_threads in (1, 2, 3, 8)]
+    results = [chain(CpuBackend(n_threads, small_bytes=0)).run(x) for n_threads in (1, 2, 3, 8)]
     for result in results[1:]:
         np.testing.assert_array_equal(result, results[0])
 
 
 def test_many_short_runs_neither_hang_nor_differ() -> None:
-    many, x = chain(CpuBackend(4)), normal(1, 3, WIDTH)
+    many, x = chain(CpuBackend(4, small_bytes=0)), normal(1, 3, WIDTH)
     first = many.run(x)
     for _ in range(500):
         np.testing.assert_array_equal(many.run(x), first)
+
+
+def test_one_thread_does_what_is_small_and_all_the_rest_with_the_same_bits() -> None:
+    weight_bytes = 8 * WIDTH * WIDTH * 4
+    mixed = chain(CpuBackend(3, small_bytes=2 * weight_bytes))
+    x = normal(1, 16, WIDTH)
+    want = chain(CpuBackend(3, small_bytes=0)).run(x)
+    for n in (16, 4, 5, 3, 16, 1):
+        assert mixed.segment.is_small({"n_tokens": n}) == (n <= ROWS_AT_ONCE)
+        np.testing.assert_array_equal(mixed.run(x[:n]), want[:n])
 
 
 def test_two_python_threads_may_run_segments_of_one_backend(backend: CpuBackend) -> None:
@@ -96,7 +106,7 @@ def test_two_python_threads_may_run_segments_of_one_backend(backend: CpuBackend)
 
 @given(sizes=st.lists(st.integers(0, 16), min_size=1, max_size=6))
 def test_one_segment_runs_any_size_up_to_its_bound(sizes: list[int]) -> None:
-    one, x = chain(CpuBackend(2)), normal(1, 16, WIDTH)
+    one, x = chain(CpuBackend(2, small_bytes=0)), normal(1, 16, WIDTH)
     whole = one.run(x)
     for n in sizes:
         np.testing.assert_array_equal(one.run(x[:n]), whole[:n])
@@ -122,7 +132,7 @@ def test_threads_end_with_their_backend() -> None:
     def n_named() -> int:
         return sum(p.read_text().startswith("kernels-6") for p in Path("/proc/self/task").glob("*/comm"))
 
-    seven = CpuBackend(7)
+    seven = CpuBackend(7, small_bytes=0)
     chain(seven).run(normal(1, 1, WIDTH))
     before = n_named()
     del seven
@@ -143,7 +153,7 @@ def test_the_emulated_path_is_there_and_never_chosen() -> None:
 @pytest.mark.parametrize("n_threads", [0, -1, 100_000])
 def test_a_number_of_threads_out_of_range_is_refused(n_threads: int) -> None:
     with pytest.raises(ValueError, match="n_threads"):
-        CpuBackend(n_threads)
+        CpuBackend(n_threads, small_bytes=0)
 
 
 def test_memory_is_zeroed_aligned_and_counted(backend: CpuBackend) -> None:

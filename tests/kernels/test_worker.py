@@ -31,7 +31,7 @@ def looked_up(table: F32, n_threads: int = 2) -> tuple[CpuBackend, Executable]:
     with g.in_layer(0):
         weight = g.weight("table", (N_ROWS, N_VOCAB), DType.F32)
         g.output("logits", g.rows(weight, g.input("ids", (N_OUTPUTS,))))
-    backend = CpuBackend(n_threads)
+    backend = CpuBackend(n_threads, small_bytes=0)
     made = plan(g.build(), Placement(("cpu",), "cpu"), {"cpu": backend}, {"n_outputs": N_ROWS})
     graph = np.zeros(made.graph_bytes["cpu"] + 64, np.uint8)
     graph = graph[-graph.ctypes.data % 64 :]
