@@ -1,26 +1,28 @@
 """How much of a prompt may join the batches of running streams, from what batches took.
 
-A batch of streams alone takes `stream_s`, each input of a prompt beside them `input_s` more.  A stream waits
-at most SLOWDOWN times as long for its next token while somebody else's prompt is processed, so a batch takes
+A batch of streams alone takes `stream_s`.  While somebody else's prompt is processed a stream shall wait at
+most SLOWDOWN times as long for its next token, so the inputs of prompts that join are as many as keep batches
+within that time: each batch that takes longer lowers their number a lot, each that does not raises it a
+little, in such proportion that it stands still where RARE of them take longer (Robbins and Monro's
+approximation of a quantile), and faster where there is much time left.  What a batch takes is no line through
+its inputs, it has steps and grows with the depth of the prompt, so nothing is made of that here.
 
-    n_prompt = (SLOWDOWN - 1) * margin * stream_s / input_s
-
-inputs of prompts.  Both times are running means of what was measured; nothing but speed depends on them.
-
-Single batches differ, on a busy machine by much, so the margin follows what they do: each that takes longer
-than it may lowers it a lot, each that does not raises it a little, in such proportion that it stands still
-where RARE of them take longer (Robbins and Monro's approximation of a quantile).
+Nothing but speed depends on these numbers.
 """
 
 from typing import Final
 
 SLOWDOWN: Final = 2.0
-RARE: Final = 0.02  # of batches with a prompt may take longer
-MARGIN_FIRST, MARGIN_LEAST, MARGIN_MOST = 0.8, 0.2, 0.9  # parts of the time that may be added
-MARGIN_STEP: Final = 0.1  # by which a batch that took too long lowers it
-SHARE: Final = 0.2  # of a new measurement in the running mean
+RARE: Final = 0.02  # of batches may take longer
+STEP: Final = 0.2  # by which one that does lowers the number
+AMPLE: Final = 0.5  # of the time: where batches in the mean take less the number grows by GROWTH
+GROWTH: Final = 1.1
+FULL: Final = 0.8  # of the number: a batch with fewer inputs tells nothing of it
+FIRST_SHARE: Final = 0.8  # of the time, for the first guess
+SHARE: Final = 0.2  # of a new measurement in a running mean
 N_FIRST: Final = 32  # inputs before anything is known
 N_LEAST: Final = 4  # a prompt goes on, whatever was measured; kernels take so few rows at once anyway
+N_MOST: Final = 1 << 16  # more than any batch
 
 
 class Pace:
@@ -29,7 +31,8 @@ class Pace:
     def __init__(self) -> None:
         self._stream_s: float | None = None
         self._input_s: float | None = None
-        self._margin = MARGIN_FIRST
+        self._n_prompt: float | None = None  # None until a batch had prompts and streams
+        self._part: float | None = None  # of the time that batches may take, in the mean
 
     def observe(self, n_stream: int, n_prompt: int, took_s: float) -> None:
         """A batch with inputs of n_stream running streams and n_prompt inputs beyond those took this long."""
@@ -39,20 +42,14 @@ class Pace:
             if self._input_s is None:  # a whole batch of them costs less each than a few
                 self._input_s = took_s / n_prompt
         elif self._stream_s is not None:
-            if n_prompt > N_LEAST:  # as few as that go on in any case
-                self._adapt(is_late=took_s > SLOWDOWN * self._stream_s)
+            if n_prompt >= FULL * self.n_prompt:
+                self._adapt(took_s / (SLOWDOWN * self._stream_s))
             self._input_s = _mean(self._input_s, max(took_s - self._stream_s, 0.0) / n_prompt)
-
-    def _adapt(self, *, is_late: bool) -> None:
-        step = MARGIN_STEP * (RARE - 1 if is_late else RARE)
-        self._margin = min(MARGIN_MOST, max(MARGIN_LEAST, self._margin * (1 + step)))
 
     @property
     def n_prompt(self) -> int:
         """Inputs of prompts that may join running streams."""
-        if self.input_cost is None:
-            return N_FIRST
-        return max(N_LEAST, int((SLOWDOWN - 1) * self._margin / max(self.input_cost, 1e-6)))
+        return int(self._known())
 
     @property
     def input_cost(self) -> float | None:
@@ -60,6 +57,24 @@ class Pace:
         if self._stream_s is None or self._input_s is None:
             return None
         return self._input_s / max(self._stream_s, 1e-9)
+
+    def _known(self) -> float:
+        if self._n_prompt is not None:
+            return self._n_prompt
+        if self.input_cost is None:
+            return N_FIRST
+        # what prompts alone took is all there is
+        return _within((SLOWDOWN - 1) * FIRST_SHARE / max(self.input_cost, 1e-6))
+
+    def _adapt(self, part: float) -> None:
+        """part: of the time that a batch may take."""
+        self._part = _mean(self._part, part)
+        factor = 1 - STEP if part > 1 else GROWTH if self._part < AMPLE else 1 + STEP * RARE
+        self._n_prompt = _within(factor * self._known())
+
+
+def _within(n_prompt: float) -> float:
+    return min(float(N_MOST), max(float(N_LEAST), n_prompt))
 
 
 def _mean(before: float | None, latest: float) -> float:

@@ -23,8 +23,8 @@ from kernels.tensor import Bounds, Dim, value_of
 ALIGNMENT = VECTOR_BYTES  # a cache line, and the widest vector
 MAX_THREADS = 1024
 EMULATED = "avx512-emulated"
-# What one thread reads while several would wait for one another and for the cores that other processes want:
-# a millisecond or two, which is what is done round a step.  See docs/performance.md.
+# What one thread reads while several would wait for one another, and for the cores that other processes want,
+# as long as they save.  No model that anybody uses reads so little for a token; see docs/performance.md.
 SMALL_BYTES = 64 << 20
 ROWS_AT_ONCE = 4  # that one reading of the weights serves in about the time of one row
 
