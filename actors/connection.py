@@ -227,6 +227,7 @@ class Connection:
         """Write what is queued, small frames joined, until the outbox is closed or the peer reads no more."""
         try:
             async for first in self._unsent:
+                await trio.lowlevel.checkpoint()  # who runs now may have more, and the peer is woken once
                 batch = bytearray(first)
                 while len(batch) < WRITE_BYTES:
                     try:

@@ -93,7 +93,7 @@ class Generator:
 
     async def find(self, name: str, verb: str) -> Model:
         """The model, which can `verb` ("generate", "chat"); ModelNotFound, RequestError, Unsupported."""
-        entry = await self._library.find(name)
+        entry = await self._library.recall(name)
         info = await entry.info()
         found = capabilities(entry, info)
         if "completion" not in found:

@@ -5,7 +5,7 @@ import socket
 
 import trio
 from hypercorn.config import Config as HypercornConfig
-from hypercorn.events import Event, Updated
+from hypercorn.events import Event, RawData, Updated
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
@@ -43,12 +43,26 @@ class _Connection:
 
 
 class _Server(TCPServer):
-    """hypercorn's, which holds a connection as idle, for IDLE_S, after its client has hung up."""
+    """hypercorn's, but for two things.
+
+    It holds a connection as idle, for IDLE_S, after its client has hung up.  And it sends an answer's head
+    before what follows it at once, so that the client is woken twice.
+    """
 
     _is_read = False  # to its end
+    _head = b""  # waits for what follows
 
     async def protocol_send(self, event: Event) -> None:
         """hypercorn's protocol has something for the connection."""
+        if isinstance(event, RawData):
+            event = RawData(self._head + event.data)
+            self._head = b""
+            if _is_head(event.data):
+                self._head = event.data
+                return
+        elif self._head:
+            head, self._head = self._head, b""
+            await super().protocol_send(RawData(head))
         if not (self._is_read and isinstance(event, Updated)):
             await super().protocol_send(event)
 
@@ -56,6 +70,11 @@ class _Server(TCPServer):
         await super()._read_data()
         self._is_read = True
         await self.idle_task.stop()
+
+
+def _is_head(data: bytes) -> bool:
+    """Of an answer, not one that says that it will come (1xx)."""
+    return data.startswith(b"HTTP/1.1 ") and data[9:10] != b"1" and data.endswith(b"\r\n\r\n")
 
 
 class HttpServer:

@@ -30,6 +30,7 @@ from actors.runner.sequence import Offer, Sequence, refuse
 from kernels.executable import Executable
 from kernels.ops.op import Array
 
+N_SHORT = 1000  # characters or tokens that are looked at in less time than a thread needs to begin
 UNKNOWN_TOKEN = 0  # stands in an input until the token is drawn
 
 
@@ -123,10 +124,10 @@ class Engine:
         seq_id, self._next_id = self._next_id, self._next_id + 1
         self._n_opening += 1
         try:
+            make = partial(sequence_of, request, seq_id, offer, self._tokenizer, self._limits)
             # tokenising a long text takes a while; the loop must not wait for it
-            sequence = await trio.to_thread.run_sync(
-                sequence_of, request, seq_id, offer, self._tokenizer, self._limits
-            )
+            is_short = len(request.prompt) + len(request.resume) <= N_SHORT
+            sequence = make() if is_short else await trio.to_thread.run_sync(make)
         finally:
             self._n_opening -= 1
         if self.stopped.is_set():

@@ -69,3 +69,28 @@ async def test_a_client_that_hangs_up_while_it_is_answered_leaves_no_connection(
             while server.n_connections:  # noqa: ASYNC110  # nothing tells
                 await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
+
+
+async def test_an_answers_head_and_body_come_together() -> None:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        body = b"HTTP/1.1 is what this is about\r\n\r\n"
+        length = [(b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": length})
+        await send({"type": "http.response.body", "body": body if scope["path"] == "/" else b""})
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            server = HttpServer(answer)
+            await nursery.start(server.serve, listener)
+            async with await trio.open_tcp_stream("127.0.0.1", port) as client:
+                for request, ends in (
+                    (b"GET / HTTP/1.1", b"about\r\n\r\n"),
+                    (b"HEAD /x HTTP/1.1", b"\r\n\r\n"),
+                ):
+                    await client.send_all(request + b"\r\nHost: localhost\r\n\r\n")
+                    answered = await client.receive_some(65536)
+                    assert answered.startswith(b"HTTP/1.1 200")
+                    assert answered.endswith(ends)
+            nursery.cancel_scope.cancel()

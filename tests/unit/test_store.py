@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -12,6 +13,7 @@ import trio
 import trio.testing
 
 from actors.errors import ModelError, ModelNotFound, PeerGone, RequestError, Unsupported
+from actors.gateway.library import store as store_module
 from actors.gateway.library.builtin import BuiltIn
 from actors.gateway.library.capabilities import capabilities
 from actors.gateway.library.entry import Entry
@@ -194,6 +196,27 @@ async def test_files_with_names_that_are_no_names_are_passed_over(store: Store, 
 async def test_a_model_is_found_in_any_case(store: Store, library: Library, name: str) -> None:
     store.model(f"{LIB}/llaMA/latest", {"model": GGUF})
     assert (await library.find(name)).name.model == "llaMA"
+
+
+async def test_what_others_change_is_seen_soon_and_what_we_change_at_once(
+    store: Store, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.model(f"{LIB}/m/latest", {"model": GGUF})
+    file = store.model(f"{LIB}/n/latest", {"model": GGUF})
+    monkeypatch.setattr(store_module, "RECENT_S", math.inf)
+    entries = [await library.recall(name) for name in ("m", "n")]
+    file.unlink()
+    assert await library.recall("N:latest") is entries[1]
+    await library.delete("m")
+    for name in ("m", "n"):
+        with pytest.raises(ModelNotFound):
+            await library.recall(name)
+    file = store.model(f"{LIB}/n/latest", {"model": GGUF})
+    await library.recall("n")
+    file.unlink()
+    monkeypatch.setattr(store_module, "RECENT_S", 0.0)
+    with pytest.raises(ModelNotFound):
+        await library.recall("n")
 
 
 async def test_an_unknown_model_is_told_in_the_words_that_clients_know(library: Library) -> None:

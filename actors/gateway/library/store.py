@@ -8,7 +8,8 @@ and upload.  One process at a time should write; readers of another process alwa
 """
 
 import logging
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +32,8 @@ Progress = Callable[[str], Awaitable[None]]
 
 BUILTIN_S = 3.0  # that a listing waits, the first time, for what the built-in model says of itself
 MAX_KEPT_INFOS = 64  # about 100 kB each
+RECENT_S = 1.0  # that another process's change may go unnoticed by those who generate
+MAX_RECENT = 64
 
 
 async def _no_progress(_status: str) -> None: ...
@@ -59,6 +62,8 @@ class Library:
         self._builtin = builtin if builtin is not None else BuiltIn()
         self._infos: dict[str, ModelInfo] = {}  # by digest of the GGUF blob, oldest first
         self._inspecting = trio.Lock()
+        self._recent: dict[str, tuple[float, Entry]] = {}  # by key, and when it was found
+        self._n_changes = 0
         self._writing = trio.Lock()  # a blob must not be deleted between create's look and its manifest
 
     async def list(self) -> list[Entry]:
@@ -95,6 +100,18 @@ class Library:
             return builtin
         raise ModelNotFound(f"model '{name}' not found", where="library", mend="see 'runtime list'")
 
+    async def recall(self, name: str) -> Entry:
+        """As `find`, or as it was RECENT_S ago at most and we changed nothing: looking takes a thread."""
+        key, now_s = parse_name(name).key, trio.current_time()
+        found_s, entry = self._recent.get(key, (-RECENT_S, None))
+        if entry is None or now_s - found_s >= RECENT_S:
+            n_changes, entry = self._n_changes, await self.find(name)
+            if n_changes == self._n_changes:
+                if len(self._recent) >= MAX_RECENT:
+                    self._recent.clear()
+                self._recent[key] = (now_s, entry)
+        return entry
+
     async def copy(self, source: str, destination: str) -> None:
         """Give a model a second name; the blobs are shared.  Errors as find."""
         target = parse_name(destination)
@@ -110,7 +127,7 @@ class Library:
                 where="library",
                 mend="create a model of the same name to hide it",
             )
-        async with self._writing:
+        async with self._changing():
             await trio.to_thread.run_sync(self._reader.delete, entry.name, limiter=disk.LIMITER)
 
     async def create(
@@ -152,8 +169,18 @@ class Library:
 
     async def _write(self, target: ModelName, make: Callable[[], bytes]) -> None:
         """Write the manifest that `make` (blocking) gives, under the case on disk if the name exists."""
-        async with self._writing:
+        async with self._changing():
             await trio.to_thread.run_sync(self._reader.write, target, make, limiter=disk.LIMITER)
+
+    @asynccontextmanager
+    async def _changing(self) -> AsyncGenerator[None, None]:
+        """Alone, and what was found before is looked up again."""
+        async with self._writing:
+            try:
+                yield
+            finally:
+                self._n_changes += 1
+                self._recent.clear()
 
     async def _drop_refused(self, recipe: Recipe) -> None:
         """Delete what was uploaded for a model that cannot be, unless a model uses it: nobody else would."""
