@@ -76,6 +76,40 @@ def test_a_gpu_is_known_by_the_uuid_and_the_memory_of_the_management_library(dri
     assert (device.total_bytes, device.free_bytes, device.memory_from) == (8 << 30, 5 << 30, "nvml")
     assert report.facts["driver"] == "560.35"
     assert report.facts["cupy"] == "99.0"
+    assert report.facts["NVRTC"] == "12.4"
+    assert (report.reason, report.mend) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("versions", "reason", "mend"),
+    [
+        (
+            {"runtime": 13000, "driver": 12080, "nvrtc": [13, 0]},
+            "CuPy is built for CUDA 13, the driver serves CUDA 12",
+            'update NVIDIA\'s driver, or pip uninstall cupy-cuda13x and pip install "cupy-cuda12x[ctk]"',
+        ),
+        (
+            {"nvrtc": None},
+            "NVRTC, which compiles the kernels, is missing",
+            'pip install "cupy-cuda12x[ctk]"',
+        ),
+        (
+            {"nvrtc": [11, 8]},
+            "NVRTC is of CUDA 11, CuPy is built for CUDA 12",
+            'pip install "cupy-cuda12x[ctk]"',
+        ),
+    ],
+)
+def test_versions_that_do_not_fit_are_named(
+    versions: dict[str, object], reason: str, mend: str, drivers: Drivers
+) -> None:
+    report = Cuda().look(drivers(cupy={"devices": [{"uuid": UUID}], **versions}, nvml={"gpus": [GPU]}))
+    assert (report.state, report.reason, report.mend) == ("found", reason, mend)
+
+
+def test_a_newer_driver_serves_an_older_cupy(drivers: Drivers) -> None:
+    report = Cuda().look(drivers(cupy={"devices": [{"uuid": UUID}], "driver": 13000}, nvml={"gpus": [GPU]}))
+    assert report.reason == ""
 
 
 def test_a_gpu_that_works_is_used(drivers: Drivers) -> None:

@@ -7,6 +7,8 @@ is there, so that a GPU without CuPy, without a driver, or hidden by a variable 
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+import msgspec
+
 from actors.errors import Unsupported
 from actors.pci import NVIDIA, Card, find_cards
 from actors.protocol import Device, FreeMemory, LibraryReport
@@ -41,7 +43,9 @@ class Cuda:
             listed = cupy.devices()
         except Unsupported as fault:
             return _without_runtime(nvml, cards, fault.message, silence, facts, around.variables)
-        return _listing(listed, nvml, cards, facts, around.variables)
+        report = _listing(listed, nvml, cards, facts, around.variables)
+        what, mend = cupy.mismatch
+        return msgspec.structs.replace(report, reason=what, mend=mend) if what else report
 
     def check(self, around: Surroundings, device_id: str) -> LibraryReport:
         """Compute something on one GPU and measure its speed."""

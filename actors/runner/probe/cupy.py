@@ -82,8 +82,40 @@ class Cupy:
             facts["runtime library"] = _version(self._runtime.runtimeGetVersion())
             facts["driver serves"] = _version(self._runtime.driverGetVersion())
         except self._runtime.CUDARuntimeError:
-            return facts
+            pass
+        if not self._runtime.is_hip:
+            nvrtc = self._nvrtc()
+            facts["NVRTC"] = f"{nvrtc[0]}.{nvrtc[1]}" if nvrtc else "missing"
         return facts
+
+    @property
+    def mismatch(self) -> tuple[str, str]:
+        """What of CUDA's versions does not fit together, and how to mend it; both empty where all does."""
+        try:
+            versions = self._runtime.runtimeGetVersion(), self._runtime.driverGetVersion()
+        except self._runtime.CUDARuntimeError:
+            return "", ""
+        built, served = (version // 1000 for version in versions)
+        wheel = f"cupy-cuda{min(built, served)}x[ctk]"
+        if built > served:
+            return (
+                f"CuPy is built for CUDA {built}, the driver serves CUDA {served}",
+                f'update NVIDIA\'s driver, or pip uninstall cupy-cuda{built}x and pip install "{wheel}"',
+            )
+        nvrtc = self._nvrtc()
+        if nvrtc is None:
+            return "NVRTC, which compiles the kernels, is missing", f'pip install "{wheel}"'
+        if nvrtc[0] != built:
+            return f"NVRTC is of CUDA {nvrtc[0]}, CuPy is built for CUDA {built}", f'pip install "{wheel}"'
+        return "", ""
+
+    def _nvrtc(self) -> tuple[int, int] | None:
+        """The version of CUDA's compiler, None where it does not load."""
+        try:
+            major, minor = self._cupy.cuda.nvrtc.getVersion()
+        except Exception:  # noqa: BLE001  # loaders and CuPy raise what they like
+            return None
+        return int(major), int(minor)
 
     def devices(self) -> tuple[CupyDevice, ...]:
         """What it lists, in its order; Unsupported, with the driver's words, when it cannot."""

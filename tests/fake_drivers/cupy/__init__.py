@@ -2,6 +2,7 @@
 
     "cupy": {"is_hip": false, "devices": [...], "error": "cudaErrorNoDevice: ...",
              "crashes": [ordinal, ...], "hangs": [...], "wrong": [...], "uncompilable": [...],
+             "runtime": 12040, "driver": 12060, "nvrtc": [12, 4] or null,
              "full": [...], "uncopyable": [...], "free": bytes, "copyto_s": 0.0, "to_host_s": 0.0}
 
 An array is as large as REAL_BYTES at most: nobody looks at the rest.
@@ -85,9 +86,20 @@ runtime = SimpleNamespace(
     getDeviceProperties=_properties,
     memGetInfo=lambda: (_script.get("free", 3 << 30), 8 << 30),
     deviceSynchronize=_synchronize,
-    runtimeGetVersion=lambda: 12040,
-    driverGetVersion=lambda: 12060,
+    runtimeGetVersion=lambda: _script.get("runtime", 12040),
+    driverGetVersion=lambda: _script.get("driver", 12060),
 )
+
+
+def _nvrtc_version() -> tuple[int, int]:
+    if "nvrtc" not in _script:
+        return 12, 4
+    if _script["nvrtc"] is None:
+        raise RuntimeError("CuPy failed to load libnvrtc.so.12")
+    return tuple(_script["nvrtc"])
+
+
+nvrtc = SimpleNamespace(getVersion=_nvrtc_version)
 
 
 class _Device:
@@ -119,7 +131,7 @@ class _Array(np.ndarray[Any, Any]):
 
 
 cuda = SimpleNamespace(
-    runtime=runtime, Device=_Device, memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError)
+    runtime=runtime, nvrtc=nvrtc, Device=_Device, memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError)
 )
 arange = np.arange
 
