@@ -1,11 +1,12 @@
 """How much of a prompt may join the batches of running streams, from what batches took.
 
 A batch of streams alone takes `stream_s`.  While somebody else's prompt is processed a stream shall wait at
-most SLOWDOWN times as long for its next token, so the inputs of prompts that join are as many as keep batches
-within that time: each batch that takes longer lowers their number a lot, each that does not raises it a
-little, in such proportion that it stands still where RARE of them take longer (Robbins and Monro's
-approximation of a quantile), and faster where there is much time left.  What a batch takes is no line through
-its inputs, it has steps and grows with the depth of the prompt, so nothing is made of that here.
+most SLOWDOWN times as long for its next token, or QUICK_S if that is more.  So the inputs of prompts that
+join are as many as keep batches within that time: each batch that takes longer lowers their number a lot,
+each that does not raises it a little, in such proportion that it stands still where RARE of them take longer
+(Robbins and Monro's approximation of a quantile), and faster where there is much time left.  What a batch
+takes is no line through its inputs, it has steps and grows with the depth of the prompt, so nothing is made
+of that here.
 
 Nothing but speed depends on these numbers.
 """
@@ -13,6 +14,7 @@ Nothing but speed depends on these numbers.
 from typing import Final
 
 SLOWDOWN: Final = 2.0
+QUICK_S: Final = 0.01  # faster than anybody reads; a batch that takes less is not worth the time round it
 RARE: Final = 0.02  # of batches may take longer
 STEP: Final = 0.2  # by which one that does lowers the number
 AMPLE: Final = 0.5  # of the time: where batches in the mean take less the number grows by GROWTH
@@ -43,7 +45,7 @@ class Pace:
                 self._input_s = took_s / n_prompt
         elif self._stream_s is not None:
             if n_prompt >= FULL * self.n_prompt:
-                self._adapt(took_s / (SLOWDOWN * self._stream_s))
+                self._adapt(took_s / _allowed_s(self._stream_s))
             self._input_s = _mean(self._input_s, max(took_s - self._stream_s, 0.0) / n_prompt)
 
     @property
@@ -61,16 +63,21 @@ class Pace:
     def _known(self) -> float:
         if self._n_prompt is not None:
             return self._n_prompt
-        if self.input_cost is None:
+        if self._stream_s is None or self._input_s is None:
             return N_FIRST
         # what prompts alone took is all there is
-        return _within((SLOWDOWN - 1) * FIRST_SHARE / max(self.input_cost, 1e-6))
+        added_s = _allowed_s(self._stream_s) - self._stream_s
+        return _within(FIRST_SHARE * added_s / max(self._input_s, 1e-9))
 
     def _adapt(self, part: float) -> None:
         """part: of the time that a batch may take."""
         self._part = _mean(self._part, part)
         factor = 1 - STEP if part > 1 else GROWTH if self._part < AMPLE else 1 + STEP * RARE
         self._n_prompt = _within(factor * self._known())
+
+
+def _allowed_s(stream_s: float) -> float:
+    return max(SLOWDOWN * stream_s, QUICK_S)
 
 
 def _within(n_prompt: float) -> float:
