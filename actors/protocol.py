@@ -571,8 +571,7 @@ class Generate(Msg, frozen=True):
     truncate: bool = True
     shift: bool = True
     n_ctx: Count = 0  # positions that it may use; 0, or more than there are: those that the model has
-    # runs of inputs, each its first and how many, that one batch computes and that are dropped together
-    groups: tuple[tuple[Count, Count], ...] = ()
+    groups: tuple[tuple[Count, Count], ...] = ()  # (first, n) of inputs for one batch, and dropped together
     max_repetition: Count = 0  # tokens of one group over and over after which it ends; 0: it goes on for ever
     n_logprobs: int = -1  # -1: none; k: the chosen token's and the k most likely
     resume: tuple[TokenId, ...] = ()  # tokens already delivered by a runner that died

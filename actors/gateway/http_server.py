@@ -45,8 +45,8 @@ class _Connection:
 class _Server(TCPServer):
     """hypercorn's, but for two things.
 
-    It holds a connection as idle, for IDLE_S, after its client has hung up.  And it sends an answer's head
-    before what follows it at once, so that the client is woken twice.
+    That holds a connection as idle, for IDLE_S, after its client has hung up; here it ends.  And that sends
+    an answer's head and what follows it one by one; here they go together, and the client is woken once.
     """
 
     _is_read = False  # to its end
@@ -54,14 +54,13 @@ class _Server(TCPServer):
 
     async def protocol_send(self, event: Event) -> None:
         """hypercorn's protocol has something for the connection."""
+        if isinstance(event, RawData) and not self._head and _is_head(event.data):
+            self._head = event.data
+            return
+        head, self._head = self._head, b""
         if isinstance(event, RawData):
-            event = RawData(self._head + event.data)
-            self._head = b""
-            if _is_head(event.data):
-                self._head = event.data
-                return
-        elif self._head:
-            head, self._head = self._head, b""
+            event = RawData(head + event.data)
+        elif head:
             await super().protocol_send(RawData(head))
         if not (self._is_read and isinstance(event, Updated)):
             await super().protocol_send(event)

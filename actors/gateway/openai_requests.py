@@ -131,7 +131,7 @@ def _options(fields: Fields) -> JsonObject:
     options["num_predict"] = limit
     options["seed"] = fields.whole("seed")
     options["top_k"] = fields.whole("top_k")
-    options["ignore_eos"] = fields.truth("ignore_eos") or None
+    options["ignore_eos"] = None if fields.raw("ignore_eos") is None else fields.truth("ignore_eos")
     stop = fields.raw("stop")
     options["stop"] = [stop] if isinstance(stop, str) else list(fields.texts("stop")) or None
     return options

@@ -23,7 +23,12 @@ class Share(NamedTuple):
 
 
 def compose(
-    waiting: Sequence[Waiting], n_batch: int, start: int, n_prompt: int | None = None
+    waiting: Sequence[Waiting],
+    n_batch: int,
+    start: int,
+    n_prompt: int | None = None,
+    *,
+    may_be_alone: bool = True,
 ) -> tuple[list[Share], int]:
     """Fill a batch of at most n_batch inputs over all sequences.
 
@@ -34,6 +39,7 @@ def compose(
     n_prompt: inputs of prompts that may join running streams, at least 1; None: as many as there is room for.
     Groups are not cut: one that is larger than what is left waits until its prompt is the first that is
     served; then it may take more than n_prompt, and the whole batch alone if it does not fit beside streams.
+    That needs `may_be_alone`, which is for who was not alone in the batch before.
     """
     shares = [Share(w.seq_id, 1, is_last=True) for w in waiting if w.n_pending == 1][:n_batch]
     n_room = left = n_batch - len(shares)
@@ -47,9 +53,9 @@ def compose(
         w = prompts[(start + offset) % len(prompts)]
         n_inputs = w.groups.before(min(left, w.n_pending))
         if n_inputs == 0:
-            if n_served > 0:
-                break
             n_inputs = w.groups.after(1)
+            if n_served > 0 or (n_inputs > n_room and not may_be_alone):
+                break
             if n_inputs > n_room:
                 shares.clear()
         shares.append(Share(w.seq_id, n_inputs, is_last=n_inputs == w.n_pending))

@@ -22,6 +22,7 @@ from actors.protocol import DoneReason, Generate
 from actors.runner.batch import Share, Waiting, compose
 from actors.runner.cache.cache import Cache
 from actors.runner.forward import Drawn, Part, device_of, index_arrays
+from actors.runner.groups import NO_GROUPS
 from actors.runner.intake import Limits, sequence_of
 from actors.runner.model import N_DRAFT_ROWS, Model
 from actors.runner.pace import Pace
@@ -48,6 +49,11 @@ class Batch(NamedTuple):
     def n_stream(self) -> int:
         """Inputs of running streams, drafted ones not."""
         return sum(len(part.tokens) - part.n_drafted == 1 for part in self.parts)
+
+    @property
+    def leaves_streams_out(self) -> bool:
+        """Whether running streams wait for a group that fills it."""
+        return self.n_stream == 0 and 1 in self.n_pending.values()
 
     @property
     def is_drafted(self) -> bool:
@@ -78,7 +84,8 @@ class Engine:
         self._n_opening = 0  # prompts that are being tokenised
         self._next_id = 1
         self._start = 0
-        self._pace = Pace()
+        self._may_be_alone = True  # a group that does not fit beside streams
+        self._pace = Pace(model.n_batch)
         self._wake = trio.Event()
         self._device = device_of(model.backends, self._tokenizer)
         self._ahead: Batch | None = None  # prepared while another computes
@@ -116,8 +123,8 @@ class Engine:
         """A sequence that is being served while the block runs; leaving the block cancels it.
 
         What `offer` takes is not received any more.
-        RequestError for a prompt that is empty, unknown to the vocabulary or too long; QueueFull; PeerGone
-        when the engine has stopped.
+        RequestError for a prompt that is empty, unknown to the vocabulary, too long or wrongly grouped;
+        QueueFull; PeerGone when the engine has stopped.
         """
         if self._roster.n_waiting + self._n_opening >= self._max_queue + self._roster.n_free:
             raise QueueFull("server busy, please try again.  maximum pending requests exceeded")
@@ -126,7 +133,7 @@ class Engine:
         try:
             make = partial(sequence_of, request, seq_id, offer, self._tokenizer, self._limits)
             # tokenising a long text takes a while; the loop must not wait for it
-            is_short = len(request.prompt) + len(request.resume) <= N_SHORT
+            is_short = len(request.prompt) + len(request.resume) + len(request.groups) <= N_SHORT
             sequence = make() if is_short else await trio.to_thread.run_sync(make)
         finally:
             self._n_opening -= 1
@@ -180,7 +187,7 @@ class Engine:
         return PeerGone(what, where="runner", mend="send the request again")
 
     async def _step(self, batch: Batch) -> None:
-        self._start = batch.start
+        self._start, self._may_be_alone = batch.start, not batch.leaves_streams_out
         began_s = self._clock()
         if self._ended_s is not None:
             self.gap_s += began_s - self._ended_s
@@ -254,7 +261,7 @@ class Engine:
         """Whoever has inputs to compute and keeps up; None when nobody has."""
         self._roster.admit()
         while n_pending := self._n_pending():
-            shares, start = self._shares(n_pending, self._start)
+            shares, start = self._shares(n_pending, self._start, may_be_alone=self._may_be_alone)
             n_inputs = {share.seq_id: share.n_inputs for share in shares}
             # the oldest first: whoever has to give way is younger
             for seq_id in sorted(n_inputs):
@@ -271,14 +278,19 @@ class Engine:
         """Inputs of everybody who can run."""
         return {seq_id: s.n_pending for seq_id, s in self._roster.active.items() if s.can_run}
 
-    def _shares(self, n_pending: dict[int, int], start: int) -> tuple[list[Share], int]:
+    def _shares(
+        self, n_pending: dict[int, int], start: int, *, may_be_alone: bool
+    ) -> tuple[list[Share], int]:
         waiting = [self._waiting(self._roster.active[seq_id], n) for seq_id, n in n_pending.items()]
-        shares, start = compose(waiting, self._model.n_batch, start, self._pace.n_prompt)
+        n_batch, n_prompt = self._model.n_batch, self._pace.n_prompt
+        shares, start = compose(waiting, n_batch, start, n_prompt, may_be_alone=may_be_alone)
         return [self._cut(share, n_pending[share.seq_id]) for share in shares], start
 
     def _waiting(self, sequence: Sequence, n_pending: int) -> Waiting:
         assert sequence.slot is not None, "who has none cannot run"
-        return Waiting(sequence.seq_id, n_pending, sequence.groups.since(sequence.slot.n_cells))
+        is_stream = n_pending == 1
+        groups = NO_GROUPS if is_stream else sequence.groups.since(sequence.slot.n_cells)
+        return Waiting(sequence.seq_id, n_pending, groups)
 
     def _cut(self, share: Share, n_pending: int) -> Share:
         """Of a share what the cache wants in one batch, unless that would cut its first group."""
@@ -345,7 +357,8 @@ class Engine:
             return None
         drawing = {part.seq_id for part in batch.parts if part.draws}
         n_pending = {seq_id: n + (seq_id in drawing) for seq_id, n in self._n_pending().items()}
-        shares, start = self._shares(n_pending, batch.start)
+        may_be_alone = not batch.leaves_streams_out
+        shares, start = self._shares(n_pending, batch.start, may_be_alone=may_be_alone)
         parts: list[Part] = []
         for seq_id, n_inputs, is_last in shares:
             sequence = self._roster.active[seq_id]

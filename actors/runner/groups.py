@@ -40,9 +40,9 @@ NO_GROUPS = Groups()
 
 
 def groups_of(spans: Iterable[tuple[int, int]]) -> Groups:
-    """Of first inputs and numbers of inputs; groups that overlap are one."""
+    """Of first inputs and numbers of inputs; groups that overlap are one, one input alone is none."""
     merged: list[tuple[int, int]] = []
-    for first, n_inputs in sorted(spans):
+    for first, n_inputs in sorted(span for span in spans if span[1] > 1):
         if merged and first < merged[-1][1]:
             merged[-1] = (merged[-1][0], max(merged[-1][1], first + n_inputs))
         else:

@@ -83,7 +83,7 @@ def _groups(request: Generate, n_tokens: int, n_batch: int) -> Groups:
                 where="groups",
             )
     groups = groups_of(request.groups)
-    longest = max(end - begin for begin, end in groups.spans)
+    longest = max((end - begin for begin, end in groups.spans), default=0)
     if longest > n_batch:
         raise RequestError(
             f"a group of {longest} inputs does not fit into a batch of {n_batch}",

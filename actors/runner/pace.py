@@ -13,28 +13,32 @@ Nothing but speed depends on these numbers.
 
 from typing import Final
 
+from actors.runner.cache.shape import PAGE_SIZE
+
 SLOWDOWN: Final = 2.0
 QUICK_S: Final = 0.01  # faster than anybody reads; a batch that takes less is not worth the time round it
 RARE: Final = 0.02  # of batches may take longer
 STEP: Final = 0.2  # by which one that does lowers the number
-AMPLE: Final = 0.5  # of the time: where batches in the mean take less the number grows by GROWTH
+AMPLE: Final = 0.9  # of the time: where batches take clearly less the number grows by GROWTH
+CLEARLY: Final = 4  # times as far from it as they are from their mean
 GROWTH: Final = 1.1
-FULL: Final = 0.8  # of the number: a batch with fewer inputs tells nothing of it
+FULL: Final = 0.8  # of what could join: a batch with fewer inputs tells nothing of it
 FIRST_SHARE: Final = 0.8  # of the time, for the first guess
 SHARE: Final = 0.2  # of a new measurement in a running mean
 N_FIRST: Final = 32  # inputs before anything is known
 N_LEAST: Final = 4  # a prompt goes on, whatever was measured; kernels take so few rows at once anyway
-N_MOST: Final = 1 << 16  # more than any batch
 
 
 class Pace:
     """What batches took on this machine so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, n_batch: int) -> None:
+        self._n_batch = n_batch
         self._stream_s: float | None = None
         self._input_s: float | None = None
         self._n_prompt: float | None = None  # None until a batch had prompts and streams
         self._part: float | None = None  # of the time that batches may take, in the mean
+        self._spread = 0.0  # of these parts about their mean
 
     def observe(self, n_stream: int, n_prompt: int, took_s: float) -> None:
         """A batch with inputs of n_stream running streams and n_prompt inputs beyond those took this long."""
@@ -44,7 +48,7 @@ class Pace:
             if self._input_s is None:  # a whole batch of them costs less each than a few
                 self._input_s = took_s / n_prompt
         elif self._stream_s is not None:
-            if n_prompt >= FULL * self.n_prompt:
+            if self._is_full(n_stream, n_prompt):
                 self._adapt(took_s / _allowed_s(self._stream_s))
             self._input_s = _mean(self._input_s, max(took_s - self._stream_s, 0.0) / n_prompt)
 
@@ -64,24 +68,33 @@ class Pace:
         if self._n_prompt is not None:
             return self._n_prompt
         if self._stream_s is None or self._input_s is None:
-            return N_FIRST
+            return self._within(N_FIRST)
         # what prompts alone took is all there is
         added_s = _allowed_s(self._stream_s) - self._stream_s
-        return _within(FIRST_SHARE * added_s / max(self._input_s, 1e-9))
+        return self._within(FIRST_SHARE * added_s / max(self._input_s, 1e-9))
 
     def _adapt(self, part: float) -> None:
         """part: of the time that a batch may take."""
         self._part = _mean(self._part, part)
-        factor = 1 - STEP if part > 1 else GROWTH if self._part < AMPLE else 1 + STEP * RARE
-        self._n_prompt = _within(factor * self._known())
+        self._spread = _mean(self._spread, abs(part - self._part))
+        is_ample = self._part + CLEARLY * self._spread < AMPLE
+        factor = 1 - STEP if part > 1 else GROWTH if is_ample else 1 + STEP * RARE
+        self._n_prompt = self._within(factor * self._known())
+
+    def _is_full(self, n_stream: int, n_prompt: int) -> bool:
+        """Whether the number decided how many joined: not more, as a group may be, nor much less.
+
+        Less by up to a page, where the cache wants batches to end with one.
+        """
+        n_most = min(self.n_prompt, self._n_batch - n_stream)
+        return min(FULL * n_most, n_most - PAGE_SIZE + 1) <= n_prompt <= n_most
+
+    def _within(self, n_prompt: float) -> float:
+        return min(float(self._n_batch), max(float(N_LEAST), n_prompt))
 
 
 def _allowed_s(stream_s: float) -> float:
     return max(SLOWDOWN * stream_s, QUICK_S)
-
-
-def _within(n_prompt: float) -> float:
-    return min(float(N_MOST), max(float(N_LEAST), n_prompt))
 
 
 def _mean(before: float | None, latest: float) -> float:

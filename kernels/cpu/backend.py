@@ -159,7 +159,7 @@ class CpuSegment:
         KeyError names a symbol without value; ValueError a value over its bound, or an index input with an
         entry out of range: then nothing has been written.
         """
-        self._segment.run(self.values(values), self.is_small(values))
+        self._segment.run(self.values(values), is_alone=False)
 
     def is_small(self, values: Bounds) -> bool:
         """Whether so little is read that one thread does it sooner than several agree on it."""

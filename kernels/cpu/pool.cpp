@@ -61,12 +61,13 @@ void Pool::wait_while(const std::atomic<uint32_t>& word, uint32_t old) const {
 }
 
 void Pool::barrier() {
-    if (n_active_ == 1) {
+    const int n_active = n_active_;  // read before this thread arrives: once all have, the next run may set it
+    if (n_active == 1) {
         next_.store(0, std::memory_order_relaxed);
         return;
     }
     const uint32_t phase = phase_.load(std::memory_order_relaxed);
-    if (n_arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == static_cast<uint32_t>(n_active_)) {
+    if (n_arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == static_cast<uint32_t>(n_active)) {
         n_arrived_.store(0, std::memory_order_relaxed);
         next_.store(0, std::memory_order_relaxed);
         phase_.fetch_add(1, std::memory_order_release);

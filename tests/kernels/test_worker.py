@@ -1,6 +1,8 @@
 """The worker: the same tokens as running and sampling by hand, errors handed back, one step at a time."""
 
 import select
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,16 +24,17 @@ from tests.kernels.conftest import normal
 
 N_VOCAB, N_ROWS = 4096, 6
 TABLE = normal(7, N_ROWS, N_VOCAB)
+TASKS = Path("/proc/self/task")
 WAIT_S = 60  # a ceiling for broken builds
 
 
-def looked_up(table: F32, n_threads: int = 2) -> tuple[CpuBackend, Executable]:
+def looked_up(table: F32, n_threads: int = 2, small_bytes: int = 0) -> tuple[CpuBackend, Executable]:
     """A program whose logits are the rows of a table that its input names."""
     g = ProgramBuilder(0)
     with g.in_layer(0):
         weight = g.weight("table", (N_ROWS, N_VOCAB), DType.F32)
         g.output("logits", g.rows(weight, g.input("ids", (N_OUTPUTS,))))
-    backend = CpuBackend(n_threads, small_bytes=0)
+    backend = CpuBackend(n_threads, small_bytes=small_bytes)
     made = plan(g.build(), Placement(("cpu",), "cpu"), {"cpu": backend}, {"n_outputs": N_ROWS})
     graph = np.zeros(made.graph_bytes["cpu"] + 64, np.uint8)
     graph = graph[-graph.ctypes.data % 64 :]
@@ -64,6 +67,26 @@ def test_rows_are_sampled_as_each_is_alone(
     for row, (table_row, got) in enumerate(zip(ids, drawn, strict=True)):
         token = sample(TABLE[table_row], np.array(history, np.int32), params, position + row)
         assert (got.token, got.logprob, list(got.top)) == (token, *logprobs(TABLE[table_row], token, 2))
+
+
+@pytest.mark.parametrize("is_small", [False, True])
+def test_what_is_small_wakes_no_thread_and_the_rest_wakes_all(is_small: bool) -> None:
+    before = {task.name for task in TASKS.iterdir()}
+    backend, executable = looked_up(TABLE, n_threads=3, small_bytes=int(is_small))
+    made = [task for task in TASKS.iterdir() if task.name not in before]
+
+    def ran_ns() -> list[int]:
+        return [int((task / "schedstat").read_text().split()[0]) for task in made]
+
+    worker = CpuWorker(backend)
+    draws = [Draw(native_params(SamplingParams(temperature=0)), 0, (), -1) for _ in range(N_ROWS)]
+    while (began := ran_ns()) != ran_ns() or not all(began):  # until they have begun and wait
+        time.sleep(0.01)
+    for _ in range(20):
+        drawn = step(worker, executable, np.arange(N_ROWS, dtype=np.int32), draws)
+        assert [row.token for row in drawn] == TABLE.argmax(1).tolist()
+    gone_on = [later > earlier for earlier, later in zip(began, ran_ns(), strict=True)]
+    assert gone_on == [not is_small] * 2
 
 
 def test_a_row_without_meaning_costs_only_itself() -> None:

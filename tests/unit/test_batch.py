@@ -75,8 +75,10 @@ def test_a_group_takes_more_than_a_prompt_may_beside_streams_but_not_more_than_t
     waiting = [Waiting(1, 1), Waiting(2, 20, groups_of([(0, 8)]))]
     shares, _ = compose(waiting, n_batch=16, start=0, n_prompt=4)
     assert shares == [Share(1, 1, is_last=True), Share(2, 8, is_last=False)]
-    shares, _ = compose(waiting, n_batch=8, start=0, n_prompt=4)
-    assert shares == [Share(2, 8, is_last=False)]
+    shares, start = compose(waiting, n_batch=8, start=0, n_prompt=4)
+    assert (shares, start) == ([Share(2, 8, is_last=False)], 0)
+    shares, _ = compose(waiting, n_batch=8, start=0, n_prompt=4, may_be_alone=False)
+    assert shares == [Share(1, 1, is_last=True)]
 
 
 spans = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 8)), max_size=4)
@@ -94,13 +96,17 @@ def test_prompts_with_groups_all_end_and_none_is_cut(
     groups = {i: groups_of(its_spans) for i, (_, its_spans) in prompts.items()}
     place = dict.fromkeys(prompts, 0)
     streams = [Waiting(100 + i, 1) for i in range(n_stream)]
-    start = 0
+    start, were_served = 0, True
     while unfinished := [i for i in prompts if place[i] < prompts[i][0]]:
         waiting = [Waiting(i, prompts[i][0] - place[i], groups[i].since(place[i])) for i in unfinished]
-        shares, start = compose([*streams, *waiting], n_batch, start, n_prompt)
+        shares, start = compose([*streams, *waiting], n_batch, start, n_prompt, may_be_alone=were_served)
         assert sum(share.n_inputs for share in shares) <= n_batch
         mine = [share for share in shares if share.seq_id in prompts]
-        assert mine
+        n_served = len(shares) - len(mine)
+        assert n_served in (0, n_stream)
+        assert mine or not were_served
+        assert n_served == n_stream or were_served  # streams wait for one batch at most
+        were_served = n_served == n_stream
         for share in mine:
             place[share.seq_id] += share.n_inputs
             assert groups[share.seq_id].before(place[share.seq_id]) == place[share.seq_id]

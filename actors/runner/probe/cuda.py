@@ -42,8 +42,9 @@ class Cuda:
         try:
             listed = cupy.devices()
         except Unsupported as fault:
-            return _without_runtime(nvml, cards, fault.message, silence, facts, around.variables)
-        report = _listing(listed, nvml, cards, facts, around.variables)
+            report = _without_runtime(nvml, cards, fault.message, silence, facts, around.variables)
+        else:
+            report = _listing(listed, nvml, cards, facts, around.variables)
         what, mend = cupy.mismatch
         return msgspec.structs.replace(report, reason=what, mend=mend) if what else report
 
