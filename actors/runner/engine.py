@@ -56,9 +56,9 @@ class Batch(NamedTuple):
         return self.n_stream == 0 and 1 in self.n_pending.values()
 
     @property
-    def is_drafted(self) -> bool:
-        """Whether any of its inputs was guessed."""
-        return any(part.n_drafted for part in self.parts)
+    def n_drafted(self) -> int:
+        """Inputs that were guessed."""
+        return sum(part.n_drafted for part in self.parts)
 
 
 class Engine:
@@ -196,8 +196,8 @@ class Engine:
         self._ended_s = self._clock()
         n_inputs = len(batch.inputs["tokens"])
         n_stream = batch.n_stream
-        # what drafts cost beside streams is what inputs of prompts cost
-        self._pace.observe(n_stream, n_inputs - n_stream, self._ended_s - began_s)
+        n_prompt = n_inputs - n_stream - batch.n_drafted
+        self._pace.observe(n_stream, n_prompt, self._ended_s - began_s, batch.n_drafted)
         self.n_batches += 1
         self.n_inputs += n_inputs
         left = iter(drawn)
@@ -353,7 +353,7 @@ class Engine:
 
     def _look_ahead(self, batch: Batch) -> Batch | None:
         """The batch after this one, but for the tokens that this one draws; None where those decide it."""
-        if batch.is_drafted:
+        if batch.n_drafted:
             return None
         drawing = {part.seq_id for part in batch.parts if part.draws}
         n_pending = {seq_id: n + (seq_id in drawing) for seq_id, n in self._n_pending().items()}

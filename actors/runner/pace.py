@@ -40,17 +40,19 @@ class Pace:
         self._part: float | None = None  # of the time that batches may take, in the mean
         self._spread = 0.0  # of these parts about their mean
 
-    def observe(self, n_stream: int, n_prompt: int, took_s: float) -> None:
-        """A batch with inputs of n_stream running streams and n_prompt inputs beyond those took this long."""
-        if n_prompt == 0:
+    def observe(self, n_stream: int, n_prompt: int, took_s: float, n_drafted: int = 0) -> None:
+        """What a batch took with inputs of so many running streams, of prompts, and drafted for streams."""
+        n_more = n_prompt + n_drafted
+        if n_more == 0:
             self._stream_s = _mean(self._stream_s, took_s)
         elif n_stream == 0:
             if self._input_s is None:  # a whole batch of them costs less each than a few
-                self._input_s = took_s / n_prompt
+                self._input_s = took_s / n_more
         elif self._stream_s is not None:
-            if self._is_full(n_stream, n_prompt):
+            if n_prompt > 0 and self._is_full(n_stream, n_prompt):
                 self._adapt(took_s / _allowed_s(self._stream_s))
-            self._input_s = _mean(self._input_s, max(took_s - self._stream_s, 0.0) / n_prompt)
+            # what drafts cost beside streams is what inputs of prompts cost
+            self._input_s = _mean(self._input_s, max(took_s - self._stream_s, 0.0) / n_more)
 
     @property
     def n_prompt(self) -> int:
@@ -84,10 +86,11 @@ class Pace:
     def _is_full(self, n_stream: int, n_prompt: int) -> bool:
         """Whether the number decided how many joined: not more, as a group may be, nor much less.
 
-        Less by up to a page, where the cache wants batches to end with one.
+        Less by up to a page, where it is more than one, since the cache may want batches to end with one.
         """
         n_most = min(self.n_prompt, self._n_batch - n_stream)
-        return min(FULL * n_most, n_most - PAGE_SIZE + 1) <= n_prompt <= n_most
+        n_least = min(FULL * n_most, n_most - PAGE_SIZE + 1) if n_most > PAGE_SIZE else FULL * n_most
+        return n_least <= n_prompt <= n_most
 
     def _within(self, n_prompt: float) -> float:
         return min(float(self._n_batch), max(float(N_LEAST), n_prompt))

@@ -77,6 +77,18 @@ def test_a_batch_that_the_number_did_not_make_tells_nothing_of_it(changed_by: in
     assert pace.n_prompt == n_prompt
 
 
+def test_what_was_drafted_costs_as_much_but_says_nothing_of_prompts() -> None:
+    pace = Pace(N_BATCH)
+    times = after(pace, 300, 0.03, lambda n: 0.03 + n * 0.001)
+    n_prompt, before = pace.n_prompt, pace.input_cost
+    assert len(times) == 300
+    for _ in range(100):
+        pace.observe(4, 0, 0.034, n_drafted=8)
+    assert pace.n_prompt == n_prompt
+    assert before is not None
+    assert pace.input_cost == pytest.approx(before / 2, rel=0.01)
+
+
 def test_batches_of_whole_pages_are_full_ones() -> None:
     pace = Pace(N_BATCH)
     for _ in range(300):
