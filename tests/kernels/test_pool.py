@@ -85,6 +85,16 @@ def test_what_is_small_is_told_from_what_is_read() -> None:
     assert not chain(CpuBackend(3, small_bytes=0)).segment.is_small({"n_tokens": 0})
 
 
+def test_runs_of_one_thread_and_of_all_in_turn_neither_hang_nor_differ() -> None:
+    turns, x = chain(CpuBackend(4, small_bytes=0)), normal(1, 5, WIDTH)
+    first = turns.run(x)
+    for _ in range(1000):
+        turns.x[:5] = x
+        turns.segment.native.run([2], is_alone=True)
+        np.testing.assert_array_equal(turns.out[:2], first[:2])
+        np.testing.assert_array_equal(turns.run(x), first)
+
+
 def test_two_python_threads_may_run_segments_of_one_backend(backend: CpuBackend) -> None:
     chains = [chain(backend) for _ in range(2)]
     want = chains[0].run(normal(1, 4, WIDTH))
