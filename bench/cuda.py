@@ -24,7 +24,7 @@ from kernels.cuda.driver import Gemm, Work
 from kernels.cuda.works import Place, scratch_bytes, works_of
 from kernels.dtype import DType
 from kernels.executable import Executable
-from kernels.memory import Buffer, Memory
+from kernels.memory import Buffer, Bytes, Memory
 from kernels.ops.matmul import Matmul
 from kernels.ops.op import Array
 from kernels.ops.rope import Rotation
@@ -204,6 +204,15 @@ class Loaded:
         return next(one for bound, one in self.executables if n <= bound).run(inputs)
 
 
+def _random_bytes(dtype: DType, n_bytes: int, block: Bytes, rng: np.random.Generator) -> Bytes:
+    """Of a weight; norms are ones, block formats have small scales."""
+    if dtype is DType.F32:
+        return np.ones(n_bytes // 4, np.float32).view(np.uint8)
+    if dtype is DType.F16:
+        return (rng.standard_normal(n_bytes // 2, np.float32) * 0.02).astype(np.float16).view(np.uint8)
+    return block[:n_bytes]
+
+
 @contextmanager
 def _loaded(
     driver: CupyDriver, shape: Shape, file_type: str, n_ctx: int, buckets: Sequence[int]
@@ -235,13 +244,7 @@ def _loaded(
         buffers.append(buffer)
         for begin in range(0, n_bytes, len(block)):
             part = min(len(block), n_bytes - begin)
-            if tensor.dtype is DType.F32:
-                data = np.ones(part // 4, np.float32).view(np.uint8)
-            elif tensor.dtype is DType.F16:
-                data = (rng.standard_normal(part // 2, np.float32) * 0.02).astype(np.float16).view(np.uint8)
-            else:
-                data = block[:part]
-            buffer.memory.part(begin, part).upload(data)
+            buffer.memory.part(begin, part).upload(_random_bytes(tensor.dtype, part, block, rng))
         weights[tensor.name, device] = buffer.memory
         weight_bytes += n_bytes
     driver.synchronize()

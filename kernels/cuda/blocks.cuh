@@ -1,25 +1,8 @@
 // Block formats of GGUF files (kernels/ops/quant.py): 32 weights at a time as int8 with scales and minima.
+// The types' names and numbers (F32 = 0, ...) stand before every module: sources.py has them from kernels/dtype.py.
 #pragma once
 
 #include "common.cuh"
-
-enum {
-    F32 = 0,
-    F16 = 1,
-    Q4_0 = 2,
-    Q4_1 = 3,
-    Q5_0 = 6,
-    Q5_1 = 7,
-    Q8_0 = 8,
-    Q2_K = 10,
-    Q3_K = 11,
-    Q4_K = 12,
-    Q5_K = 13,
-    Q6_K = 14,
-    IQ4_NL = 20,
-    BF16 = 30,
-    MXFP4 = 39
-};
 
 // 32 consecutive weights: weight i is scale[i / 16] * q[i] - least[i / 16].  Every format fits this.
 struct Unit {

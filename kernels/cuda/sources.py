@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+from kernels.dtype import DType
+
 FOLDER = Path(__file__).parent
 PLAIN_TYPES = ("F32", "F16", "BF16")
 MODULES = ("elements", "cache", "activations", "products")
@@ -20,6 +22,7 @@ def source_of(module: str, type_name: str = "", *, is_emulated: bool = False) ->
     type_name: the weights' type, of `products`.
     """
     texts = [(FOLDER / ("emulator/cuda.hpp" if is_emulated else "device.cuh")).read_text()]
+    texts.append(f"enum {{ {', '.join(f'{dtype.name} = {dtype.ggml_id}' for dtype in DType)} }};")
     if type_name:
         texts.append(f"#define TYPE {type_name}\n#define IS_PLAIN {int(type_name in PLAIN_TYPES)}\n")
     texts.append(_expanded((FOLDER / f"{module}.cu").read_text(), set()))

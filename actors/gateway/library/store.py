@@ -63,7 +63,6 @@ class Library:
         self._infos: dict[str, ModelInfo] = {}  # by digest of the GGUF blob, oldest first
         self._inspecting = trio.Lock()
         self._recent: dict[str, tuple[float, Entry]] = {}  # by key, and when it was found
-        self._n_changes = 0
         self._writing = trio.Lock()  # a blob must not be deleted between create's look and its manifest
 
     async def list(self) -> list[Entry]:
@@ -105,11 +104,10 @@ class Library:
         key, now_s = parse_name(name).key, trio.current_time()
         found_s, entry = self._recent.get(key, (-RECENT_S, None))
         if entry is None or now_s - found_s >= RECENT_S:
-            n_changes, entry = self._n_changes, await self.find(name)
-            if n_changes == self._n_changes:
-                if len(self._recent) >= MAX_RECENT:
-                    self._recent.clear()
-                self._recent[key] = (now_s, entry)
+            recent, entry = self._recent, await self.find(name)
+            if len(recent) >= MAX_RECENT:
+                recent.clear()
+            recent[key] = (now_s, entry)  # of a dict that was replaced meanwhile nobody reads any more
         return entry
 
     async def copy(self, source: str, destination: str) -> None:
@@ -179,8 +177,7 @@ class Library:
             try:
                 yield
             finally:
-                self._n_changes += 1
-                self._recent.clear()
+                self._recent = {}
 
     async def _drop_refused(self, recipe: Recipe) -> None:
         """Delete what was uploaded for a model that cannot be, unless a model uses it: nobody else would."""
