@@ -190,6 +190,19 @@ KERNEL_INLINE I8 dot_add_8(I8 sum, B32 bytes, const int8_t* x) {
 }
 #endif
 
+// Of v's bytes as dwords: the even bytes of each as two 16-bit integers, or the odd ones.
+template <class V>
+KERNEL_INLINE V widen_even(V v) {
+    typedef int16_t H __attribute__((vector_size(sizeof(V))));
+    return (V)((H)((H)v << 8) >> 8);
+}
+
+template <class V>
+KERNEL_INLINE V widen_odd(V v) {
+    typedef int16_t H __attribute__((vector_size(sizeof(V))));
+    return (V)((H)v >> 8);
+}
+
 // Lane i: the sum of the products of bytes 4 i .. 4 i + 3, those of `bytes` as dot_add takes them, or signed.
 template <bool kSigned>
 KERNEL_INLINE I8 dot_fours(B32 bytes, B32 x) {

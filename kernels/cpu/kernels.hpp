@@ -42,7 +42,7 @@ struct ActGroup {
     int16_t pairs_16[16][2];  // the same, of each 16
 };
 
-// Rows of a weight that are multiplied together: one to a lane, in one or more vectors.
+// A thread's share of a product with few columns is a multiple of so many rows of the weight.
 constexpr int64_t kPanelRows = 16;
 
 struct MatmulArgs {
