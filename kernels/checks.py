@@ -17,6 +17,7 @@ from kernels.tensor import Bounds
 
 WEIGHT_DTYPES = frozenset(d for d in DType if d.is_quantized) | {DType.F32, DType.F16, DType.BF16}
 STATE_DTYPES = frozenset({DType.F32, DType.F16, DType.Q8_0})
+MAX_WIDTH = 1 << 30  # of a window or chunk: a kernel adds two of them and a cell without looking
 
 
 def refusal_of(op: Op, *, max_taps: int) -> str | None:
@@ -26,10 +27,10 @@ def refusal_of(op: Op, *, max_taps: int) -> str | None:
             return None if op.table.dtype in WEIGHT_DTYPES else f"no kernel reads rows of {op.table}"
         case Matmul():
             return None if op.weight.dtype in WEIGHT_DTYPES else f"no kernel multiplies with {op.weight}"
-        case StoreKV() | Attention():
-            k, v = op.k_state, op.v_state
-            is_known = k.dtype is v.dtype and k.shape == v.shape and k.dtype in STATE_DTYPES
-            return None if is_known else f"no kernel for a cache of {k} and {v}"
+        case StoreKV():
+            return _refusal_of_cache(op)
+        case Attention():
+            return _refusal_of_cache(op) or _refusal_of_mask(op)
         case ShortConv():
             n_taps = op.weight.width
             return None if n_taps <= max_taps else f"{n_taps} taps are over {max_taps}"
@@ -37,6 +38,19 @@ def refusal_of(op: Op, *, max_taps: int) -> str | None:
             return None
         case _:
             return f"no kernel for {type(op).__name__}"
+
+
+def _refusal_of_cache(op: StoreKV | Attention) -> str | None:
+    k, v = op.k_state, op.v_state
+    is_known = k.dtype is v.dtype and k.shape == v.shape and k.dtype in STATE_DTYPES
+    return None if is_known else f"no kernel for a cache of {k} and {v}"
+
+
+def _refusal_of_mask(op: Attention) -> str | None:
+    for name, width in (("window", op.window), ("chunk", op.chunk)):
+        if not 0 <= width <= MAX_WIDTH:
+            return f"a {name} of {width} cells is outside 0..{MAX_WIDTH}"
+    return None
 
 
 def check_ops(backend: Backend, binding: Binding) -> None:

@@ -168,6 +168,7 @@ class ProgramBuilder:
         scale: float,
         window: int = 0,
         softcap: float = 0.0,
+        chunk: int = 0,
     ) -> Tensor:
         """See `ops.attention.Attention`."""
         _expect(q.width % k_state.width == 0 and q.width % head_dim == 0, f"attention of {q} over {k_state}")
@@ -187,6 +188,7 @@ class ProgramBuilder:
             scale,
             window,
             softcap,
+            chunk,
         )
         self._ops.append(op)
         return out

@@ -69,6 +69,7 @@ class Model:
             self.n_pages,
             KV_TYPES[options.kv_type],
             window=max(self.hparams.windows),
+            chunk=max(self.hparams.chunks),
             is_recurrent=self.hparams.n_tap > 0,
             n_parallel=self.n_parallel,
             n_batch=self.n_batch,

@@ -115,6 +115,7 @@ class Segment:
         n_head: int,
         cache: Cache,
         window: int,
+        chunk: int,
         scale: float,
         softcap: float,
         max_rows: int,

@@ -123,13 +123,27 @@ struct StoreArgs {
     Rotation rotation;
 };
 
+// Where what a row sees begins: after the window before its own cell, at the begin of its own cell's chunk; 0: neither
+// is a bound.  The chunks of a kernel's sums (kAttentionChunk) are another thing.
+struct Mask {
+    int64_t window, chunk;
+
+    // The first cell that a row sees whose own is the one before `stop`.
+    constexpr int64_t start(int64_t stop) const {
+        const int64_t by_window = window > 0 && stop > window + 1 ? stop - window - 1 : 0;
+        const int64_t by_chunk = chunk > 0 ? (stop - 1) / chunk * chunk : 0;
+        return by_window > by_chunk ? by_window : by_chunk;
+    }
+};
+
 struct AttentionArgs {
     const float* q;
     const uint8_t *k_state, *v_state;
     const int32_t *tables, *rows, *n_visible;
     float* out;
     CacheShape cache;
-    int64_t n_head, n_pages, window;
+    int64_t n_head, n_pages;
+    Mask mask;
     float scale, softcap;
 
     constexpr int64_t n_group() const { return n_head / cache.n_kv; }

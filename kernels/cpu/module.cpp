@@ -126,7 +126,7 @@ int64_t item_queries(int64_t n_group, int64_t n_rows) {
 
 void add_attention(Segment& s, Address q, Address k_state, Address v_state, Address tables, Address rows,
                    Address n_visible, Address out, Address workspace, int64_t n_head, const CacheIn& cache,
-                   int64_t window, float scale, float softcap, int64_t max_rows, Dim n, Dim n_pages) {
+                   int64_t window, int64_t chunk, float scale, float softcap, int64_t max_rows, Dim n, Dim n_pages) {
     auto step = std::make_unique<AttentionStep>();
     step->args = {at<float>(q),
                   at<uint8_t>(k_state),
@@ -138,7 +138,7 @@ void add_attention(Segment& s, Address q, Address k_state, Address v_state, Addr
                   cache_of(cache),
                   n_head,
                   0,
-                  window,
+                  {window, chunk},
                   scale,
                   softcap};
     step->max_queries = item_queries(step->args.n_group(), max_rows);
@@ -320,8 +320,8 @@ NB_MODULE(_cpu, m) {
         .def("add_store_kv", &add_store_kv, nb::kw_only(), "k"_a, "v"_a, "positions"_a, "cells"_a, "k_state"_a,
              "v_state"_a, "cache"_a, "rotation"_a, "n"_a)
         .def("add_attention", &add_attention, nb::kw_only(), "q"_a, "k_state"_a, "v_state"_a, "tables"_a, "rows"_a,
-             "n_visible"_a, "out"_a, "workspace"_a, "n_head"_a, "cache"_a, "window"_a, "scale"_a, "softcap"_a,
-             "max_rows"_a, "n"_a, "n_pages"_a)
+             "n_visible"_a, "out"_a, "workspace"_a, "n_head"_a, "cache"_a, "window"_a, "chunk"_a, "scale"_a,
+             "softcap"_a, "max_rows"_a, "n"_a, "n_pages"_a)
         .def("add_gate", &add_gate, nb::kw_only(), "gate"_a, "up"_a, "out"_a, "is_gelu"_a, "width"_a, "n"_a)
         .def("add_short_conv", &add_short_conv, nb::kw_only(), "x"_a, "weight"_a, "state"_a, "rows"_a, "sources"_a,
              "targets"_a, "out"_a, "width"_a, "n_taps"_a, "n"_a)

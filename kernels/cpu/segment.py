@@ -152,6 +152,7 @@ class SegmentBuilder:
             n_head=op.q.width // op.head_dim,
             cache=native_cache(op),
             window=op.window,
+            chunk=op.chunk,
             scale=op.scale,
             softcap=op.softcap,
             max_rows=value_of(op.q.shape[0], self._binding.bounds),

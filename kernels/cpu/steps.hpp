@@ -147,7 +147,6 @@ private:
         int64_t count = 0, taken = thread.take();
         for (int64_t unit = 0; unit < n_rows * n_kv; unit++) {
             const int64_t row = unit / n_kv, kv = unit % n_kv, stop = now.n_visible[row];
-            const int64_t start = now.window > 0 ? std::max<int64_t>(0, stop - now.window - 1) : 0;
             float* mine = partials + unit * n_chunks * chunk_floats;
             if (phase == 1) {
                 if (unit != taken) continue;
@@ -155,7 +154,7 @@ private:
                 taken = thread.take();
                 continue;
             }
-            for (int64_t chunk = start / kAttentionChunk; chunk * kAttentionChunk < stop; chunk++) {
+            for (int64_t chunk = now.mask.start(stop) / kAttentionChunk; chunk * kAttentionChunk < stop; chunk++) {
                 if (count++ != taken) continue;
                 kernels.attention(now, {row, 1, kv, chunk, mine + chunk * chunk_floats},
                                   scratch + thread.index * thread_floats);

@@ -85,6 +85,13 @@ KERNEL store_kv(const float* k, const float* v, const int* positions, const int*
     }
 }
 
+// The first cell that a row sees whose own is the one before `stop`: it looks back a window, or into its chunk.
+__device__ inline int first_seen(int stop, int window, int chunk) {
+    const int by_window = window > 0 && stop - window - 1 > 0 ? stop - window - 1 : 0;
+    const int by_chunk = chunk > 0 ? (stop - 1) / chunk * chunk : 0;
+    return by_window > by_chunk ? by_window : by_chunk;
+}
+
 // What is known of a row's query at one head after some cells (arXiv:2205.14135): the largest score, the weights'
 // sum and the weighted values, both to the base of that score.
 struct Partial {
@@ -154,23 +161,23 @@ __device__ inline void attend(const float* q, u8* k_state, u8* v_state, const in
     }
 }
 
-// A block for each (chunk of cells, key/value head, row).  A warp takes a query head of the group, and every k-th 32
-// cells of the chunk where there are k warps for each head.  Chunks are counted from a sequence's first cell, so that
-// what shares the batch decides nothing.  One chunk alone is the result; of more, `merge` makes it.
+// A block for each (piece of cells, key/value head, row).  A warp takes a query head of the group, and every k-th 32
+// cells of the piece where there are k warps for each head.  Pieces are counted from a sequence's first cell, so that
+// what shares the batch decides nothing.  One piece alone is the result; of more, `merge` makes it.
 KERNEL attention(const float* q, u8* k_state, u8* v_state, const int* tables, const int* rows, const int* n_visible,
                  float* out, float* partials, int dtype, int n_head, int n_kv, int head_dim, int page_size, int window,
-                 float scale, float softcap, int chunk_cells, int n_chunk, int warps_per_head, int n, int n_pages,
-                 const int* dims) {
+                 int chunk, float scale, float softcap, int piece_cells, int n_piece, int warps_per_head, int n,
+                 int n_pages, const int* dims) {
     SHARED_BYTES(shared);
-    const int row = blockIdx.z, kv = blockIdx.y, chunk = blockIdx.x;
+    const int row = blockIdx.z, kv = blockIdx.y, piece = blockIdx.x;
     if (row >= dim_of(n, dims)) return;
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, n_group = n_head / n_kv;
     const int n_warp = blockDim.x / WARP, group_step = n_warp / warps_per_head;
-    const int stop = n_visible[row], first = window > 0 && stop - window - 1 > 0 ? stop - window - 1 : 0;
-    const int begin = chunk * chunk_cells, end = begin + chunk_cells < stop ? begin + chunk_cells : stop;
+    const int stop = n_visible[row], first = first_seen(stop, window, chunk);
+    const int begin = piece * piece_cells, end = begin + piece_cells < stop ? begin + piece_cells : stop;
     const int* table = tables + (i64)rows[row] * dim_of(n_pages, dims);
     const int is_empty = begin >= stop || end <= first;
-    if (is_empty && n_chunk > 1) return;                    // merge knows by the same sums
+    if (is_empty && n_piece > 1) return;                    // merge knows by the same sums
     float* queries = (float*)shared;                        // [n_warp, head_dim]
     float* sums = queries + n_warp * head_dim;              // [n_warp, head_dim]
     Partial* heads = (Partial*)(sums + n_warp * head_dim);  // [n_warp]
@@ -208,14 +215,14 @@ KERNEL attention(const float* q, u8* k_state, u8* v_state, const int* tables, co
                 for (int w = warp; w < warp + warps_per_head; w++) {
                     if (heads[w].sum != 0.0f) value += sums[w * head_dim + d] * expf(heads[w].most - most);
                 }
-                if (n_chunk == 1) {
+                if (n_piece == 1) {
                     out[((i64)row * n_head + head) * head_dim + d] = value / sum;
                 } else {
-                    partials[(((i64)row * n_head + head) * n_chunk + chunk) * (head_dim + 2) + d] = value;
+                    partials[(((i64)row * n_head + head) * n_piece + piece) * (head_dim + 2) + d] = value;
                 }
             }
-            if (n_chunk > 1 && lane == 0) {
-                float* to = partials + (((i64)row * n_head + head) * n_chunk + chunk) * (head_dim + 2) + head_dim;
+            if (n_piece > 1 && lane == 0) {
+                float* to = partials + (((i64)row * n_head + head) * n_piece + piece) * (head_dim + 2) + head_dim;
                 to[0] = most;
                 to[1] = sum;
             }
@@ -224,27 +231,27 @@ KERNEL attention(const float* q, u8* k_state, u8* v_state, const int* tables, co
     }
 }
 
-// A block for each (head, row): the chunks' results, in order.
-KERNEL merge(const float* partials, const int* n_visible, float* out, int n_head, int head_dim, int window,
-             int chunk_cells, int n_chunk, int n, const int* dims) {
+// A block for each (head, row): the pieces' results, in order.
+KERNEL merge(const float* partials, const int* n_visible, float* out, int n_head, int head_dim, int window, int chunk,
+             int piece_cells, int n_piece, int n, const int* dims) {
     const int row = blockIdx.y, head = blockIdx.x;
     if (row >= dim_of(n, dims)) return;
-    const int stop = n_visible[row], first = window > 0 && stop - window - 1 > 0 ? stop - window - 1 : 0;
-    const int from = first / chunk_cells, to = (stop + chunk_cells - 1) / chunk_cells;
-    const float* mine = partials + ((i64)row * n_head + head) * n_chunk * (head_dim + 2);
+    const int stop = n_visible[row], first = first_seen(stop, window, chunk);
+    const int from = first / piece_cells, to = (stop + piece_cells - 1) / piece_cells;
+    const float* mine = partials + ((i64)row * n_head + head) * n_piece * (head_dim + 2);
     float most = -INF, sum = 0.0f;
-    for (int chunk = from; chunk < to; chunk++) {
-        const float other = mine[chunk * (head_dim + 2) + head_dim];
+    for (int piece = from; piece < to; piece++) {
+        const float other = mine[piece * (head_dim + 2) + head_dim];
         most = most != most || most > other ? most : other;
     }
-    for (int chunk = from; chunk < to; chunk++) {
-        const float* one = mine + chunk * (head_dim + 2) + head_dim;
+    for (int piece = from; piece < to; piece++) {
+        const float* one = mine + piece * (head_dim + 2) + head_dim;
         sum += one[1] * expf(one[0] - most);
     }
     for (int d = threadIdx.x; d < head_dim; d += blockDim.x) {
         float value = 0.0f;
-        for (int chunk = from; chunk < to; chunk++) {
-            const float* one = mine + chunk * (head_dim + 2);
+        for (int piece = from; piece < to; piece++) {
+            const float* one = mine + piece * (head_dim + 2);
             value += one[d] * expf(one[head_dim] - most);
         }
         out[((i64)row * n_head + head) * head_dim + d] = value / sum;

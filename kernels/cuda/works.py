@@ -29,8 +29,8 @@ MAX_COLS = 8  # that one reading of a weight serves
 GEMM_ROWS = 24  # from so many on the library's product is taken; see docs/performance.md
 ACT_GROUP = 32
 SPLIT_ROWS = 64  # with more rows, each attends to its cells in one piece: there is enough to do
-CHUNK_CELLS = 128  # of one piece otherwise
-MAX_CHUNKS = 64
+PIECE_CELLS = 128  # of one piece otherwise
+MAX_PIECES = 64
 WARPS_PER_BLOCK = 16
 MAX_HEAD_DIM = 256
 MAX_TAPS = 16
@@ -63,11 +63,11 @@ def scratch_bytes(op: Op, bounds: Bounds, *, has_gemm: bool) -> int:
                 needed = max(needed, _end(_halves(op, n)))
             return needed
         case Attention():
-            n_chunk, _ = _chunks(op, bounds)
-            if n_chunk == 1:
+            n_piece, _ = _pieces(op, bounds)
+            if n_piece == 1:
                 return 0
             n_head = op.q.width // op.head_dim
-            return value_of(op.q.shape[0], bounds) * n_head * n_chunk * (op.head_dim + 2) * 4
+            return value_of(op.q.shape[0], bounds) * n_head * n_piece * (op.head_dim + 2) * 4
         case _:
             return 0
 
@@ -195,38 +195,40 @@ def _attention(op: Attention, place: Place, values: Bounds) -> Sequence[Work]:
     n_group = n_head // n_kv
     warps_per_head = max(1, WARPS_PER_BLOCK // n_group)
     n_warps = warps_per_head * min(n_group, WARPS_PER_BLOCK)
-    n_chunk, chunk_cells = _chunks(op, place.bounds)
+    n_piece, piece_cells = _pieces(op, place.bounds)
     n = value_of(op.q.shape[0], values)
-    partials = place.scratch if n_chunk > 1 else ABSENT
+    partials = place.scratch if n_piece > 1 else ABSENT
     args = [
         *map(place.address, (op.q, op.k_state, op.v_state, op.tables, op.rows, op.n_visible, op.out)),
         partials,
-        *map(np.int32, (op.k_state.dtype.ggml_id, n_head, n_kv, op.head_dim, op.page_size, op.window)),
+        *map(
+            np.int32, (op.k_state.dtype.ggml_id, n_head, n_kv, op.head_dim, op.page_size, op.window, op.chunk)
+        ),
         *map(np.float32, (op.scale, op.softcap)),
-        *map(np.int32, (chunk_cells, n_chunk, warps_per_head)),
+        *map(np.int32, (piece_cells, n_piece, warps_per_head)),
         _dim(place, op.q.shape[0]),
         *_dims(place, op.tables.shape[1]),
     ]
     shared_bytes = n_warps * (2 * op.head_dim + 2) * 4
-    works: list[Work] = [_launch("attention", "", (n_chunk, n_kv, n), n_warps * WARP, args, shared_bytes)]
-    if n_chunk > 1:
+    works: list[Work] = [_launch("attention", "", (n_piece, n_kv, n), n_warps * WARP, args, shared_bytes)]
+    if n_piece > 1:
         merging = [
             partials,
             *map(place.address, (op.n_visible, op.out)),
-            *map(np.int32, (n_head, op.head_dim, op.window, chunk_cells, n_chunk)),
+            *map(np.int32, (n_head, op.head_dim, op.window, op.chunk, piece_cells, n_piece)),
             *_dims(place, op.q.shape[0]),
         ]
         works.append(_launch("merge", "", (n_head, n, 1), min(N_THREADS, _up(op.head_dim, WARP)), merging))
     return works
 
 
-def _chunks(op: Attention, bounds: Bounds) -> tuple[int, int]:
+def _pieces(op: Attention, bounds: Bounds) -> tuple[int, int]:
     """Pieces of a row's cells, and cells of a piece: the plan's, so that every run cuts sums alike."""
     n_cells = max(1, value_of(op.tables.shape[1], bounds) * op.page_size)
     if value_of(op.q.shape[0], bounds) > SPLIT_ROWS:
         return 1, _up(n_cells, WARP)
-    chunk_cells = _up(max(CHUNK_CELLS, -(-n_cells // MAX_CHUNKS)), WARP)
-    return -(-n_cells // chunk_cells), chunk_cells
+    piece_cells = _up(max(PIECE_CELLS, -(-n_cells // MAX_PIECES)), WARP)
+    return -(-n_cells // piece_cells), piece_cells
 
 
 def _short_conv(op: ShortConv, place: Place, values: Bounds) -> Sequence[Work]:

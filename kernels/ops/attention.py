@@ -3,7 +3,8 @@
 Keys and values live in cells, cells in pages of `page_size`; a table names each sequence's pages in order.
 The i-th cell of sequence s is `tables[s, i // page_size] * page_size + i % page_size`.  A row sees the first
 `n_visible[row]` cells of its sequence (its own is the last), of them only the last `window + 1` when
-window > 0 (BEHAVIOUR T7 counts a window without the row itself).
+window > 0 (a window is counted without the row itself), and only those from `p - p % chunk` on when
+chunk > 0, p being its own.
 
 A state is declared as [n_cells, n_head_kv * head_dim]; its bytes lie page by page, within a page head by
 head, and in a head's part as attention reads them:
@@ -82,6 +83,13 @@ class Attention(Op):
     scale: float
     window: int = 0
     softcap: float = 0.0
+    chunk: int = 0
+
+
+def first_seen(position: int, window: int, chunk: int) -> int:
+    """The first cell that a row at this position sees; window, chunk: as `Attention` has them."""
+    by_window = max(0, position - window) if window else 0
+    return max(by_window, position - position % chunk if chunk else 0)
 
 
 def read_cells(state: Array, n_head_kv: int, head_dim: int, page_size: int, is_keys: bool) -> Array:
@@ -167,7 +175,7 @@ def attention_ref(
     out = np.empty_like(heads)
     for row in range(q.shape[0]):
         n_seen = int(n_visible[row])
-        index = np.arange(max(0, n_seen - op.window - 1) if op.window else 0, n_seen)
+        index = np.arange(first_seen(n_seen - 1, op.window, op.chunk), n_seen)
         cells = tables[rows[row], index // op.page_size] * op.page_size + index % op.page_size
         keys, values = all_keys[cells].astype(np.float64), all_values[cells].astype(np.float64)
         scores = np.einsum("ghd,cgd->ghc", heads[row], keys) * op.scale

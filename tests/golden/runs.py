@@ -35,10 +35,11 @@ class Bound:
         file = GGUFFile.open(path)
         hparams = read_hparams(file)
         # windows have fewer pages than what is computed fills, so that they come to be given up
-        window = max(hparams.windows)
-        n_window_cells = 4 * (window + N_CTX // 2) // PAGE_SIZE * PAGE_SIZE if window else 0
+        window, chunk = max(hparams.windows), max(hparams.chunks)
+        width = window or chunk
+        n_window_cells = 4 * (width + N_CTX // 2) // PAGE_SIZE * PAGE_SIZE if width else 0
         n_rows = n_rows_of(4) if hparams.n_tap else 0
-        shape = CacheShape(4 * N_CTX, PAGE_SIZE, cache_dtype, n_window_cells, window, n_rows)
+        shape = CacheShape(4 * N_CTX, PAGE_SIZE, cache_dtype, n_window_cells, window, chunk, n_rows)
         self.cache = Cache(shape)
         program = build_program(file, hparams, shape)
         bounds = {"n_tokens": n_batch, "n_outputs": n_batch, "n_seqs": 4, "n_pages": N_CTX // PAGE_SIZE}

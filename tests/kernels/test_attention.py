@@ -16,7 +16,7 @@ from kernels.ops.op import F32, I32, Array
 from kernels.program import ShapeError
 from kernels.tensor import Tensor
 from tests.kernels.caches import CacheShape
-from tests.kernels.conftest import OneOp, each_backend, each_cpu, run_one_op, seeds
+from tests.kernels.conftest import BACKENDS, OneOp, each_backend, each_cpu, run_one_op, seeds
 
 # float32 scores and sums against float64: relative to the largest value a row mixes
 MAX_ERROR = 2e-6
@@ -42,6 +42,7 @@ class Case:
     cache: CacheShape
     window: int = 0
     softcap: float = 0.0
+    chunk: int = 0
 
     def build(self, g: OneOp, rows: slice = slice(None)) -> Tensor:
         """The op, of all rows or some."""
@@ -57,6 +58,7 @@ class Case:
             scale=self.cache.head_dim**-0.5,
             window=self.window,
             softcap=self.softcap,
+            chunk=self.chunk,
         )
 
     def run(self, backend: Backend, rows: slice = slice(None)) -> F32:
@@ -98,7 +100,8 @@ def make_case(
             values = rng.standard_normal((len(cells), cache.shape[1]), np.float32)
             cache.write(state, cells, values, is_keys)
     q = rng.standard_normal((len(rows), n_group * cache.shape[1]), np.float32)
-    return Case(q, k, v, tables, rows, n_visible, cache, int(more.get("window", 0)), more.get("softcap", 0.0))
+    window, chunk = int(more.get("window", 0)), int(more.get("chunk", 0))
+    return Case(q, k, v, tables, rows, n_visible, cache, window, more.get("softcap", 0.0), chunk)
 
 
 @st.composite
@@ -118,6 +121,7 @@ def cases(draw: st.DrawFn, dtypes: tuple[DType, ...] = ALL) -> Case:
     return make_case(
         cache, tables.astype(np.int32), rows, n_visible, n_group, seed,
         window=draw(st.sampled_from([0, 1, 5, 33])), softcap=draw(st.sampled_from([0.0, 2.0, 50.0])),
+        chunk=draw(st.sampled_from([0, 0, 1, 2, 7, 32, 50])),
     )  # fmt: skip
 
 
@@ -153,6 +157,26 @@ def test_rows_attend_to_what_they_see_and_nothing_else(backend: Backend, case: C
 
 
 @each_backend
+def test_rows_see_from_the_begin_of_their_chunk_on(backend: Backend) -> None:
+    # chunk 2, positions 0 to 3 see {0}, {0, 1}, {2}, {2, 3} (BEHAVIOUR T7); equal keys weigh cells alike
+    case = replace(line_case(DType.F32, 4, 4, n_group=1), chunk=2)
+    cells = case.cache.cells_of(case.tables[0], 4)
+    case.cache.write(case.k_state, cells, np.zeros((4, 64), np.float32), is_keys=True)
+    values = np.repeat(np.float32([[1], [10], [100], [1000]]), 64, axis=1)
+    case.cache.write(case.v_state, cells, values, is_keys=False)
+    np.testing.assert_allclose(case.run(backend)[:, 0], [1, 5.5, 100, 550], rtol=1e-6)
+
+
+@each_backend
+def test_what_lies_before_a_chunk_does_not_even_reach_a_row_as_nan(backend: Backend) -> None:
+    case = line_case(DType.F32, 40, 96, chunk=24)
+    before = case.cache.cells_of(case.tables[0], 48)  # of rows 56 to 95, none sees these
+    for state, is_keys in ((case.k_state, True), (case.v_state, False)):
+        case.cache.write(state, before, np.full((48, 64), np.nan, np.float32), is_keys)
+    case.expect(case.run(backend), MAX_ERROR)
+
+
+@each_backend
 @pytest.mark.parametrize("dtype", ALL)
 def test_long_rows_agree(backend: Backend, dtype: DType) -> None:
     case = long_case(dtype)
@@ -161,9 +185,11 @@ def test_long_rows_agree(backend: Backend, dtype: DType) -> None:
 
 @each_cpu
 @pytest.mark.parametrize("dtype", ALL)
-@pytest.mark.parametrize("window", [0, 40, 700])
-def test_prompts_over_several_chunks_agree(backend: CpuBackend, dtype: DType, window: int) -> None:
-    case = line_case(dtype, 70, 1170, window=window)
+@pytest.mark.parametrize(("window", "chunk"), [(0, 0), (40, 0), (700, 0), (0, 20), (0, 560), (600, 1130)])
+def test_prompts_over_several_partial_sums_agree(
+    backend: CpuBackend, dtype: DType, window: int, chunk: int
+) -> None:
+    case = line_case(dtype, 70, 1170, window=window, chunk=chunk)
     case.expect(case.run(backend), MAX_ERROR)
 
 
@@ -185,11 +211,13 @@ def test_scores_in_the_thousands_do_not_overflow(backend: Backend) -> None:
 @each_cpu
 @pytest.mark.parametrize("dtype", ALL)
 @pytest.mark.parametrize("page_size", [16, 32, 64])
-@pytest.mark.parametrize(("n_group", "window"), [(1, 0), (4, 0), (7, 50)])
+@pytest.mark.parametrize(
+    ("n_group", "window", "chunk"), [(1, 0, 0), (4, 0, 0), (7, 50, 0), (4, 0, 20), (3, 30, 40)]
+)
 def test_a_prompt_gives_the_same_bits_whole_in_parts_and_token_by_token(
-    backend: CpuBackend, dtype: DType, page_size: int, n_group: int, window: int
+    backend: CpuBackend, dtype: DType, page_size: int, n_group: int, window: int, chunk: int
 ) -> None:
-    case = line_case(dtype, 75, 75, page_size, n_group=n_group, window=window)
+    case = line_case(dtype, 75, 75, page_size, n_group=n_group, window=window, chunk=chunk)
     whole = case.run(backend)
     cuts = [0, 1, 30, 33, 75]
     parts = [case.run(backend, slice(a, b)) for a, b in itertools.pairwise(cuts)]
@@ -208,10 +236,10 @@ def test_a_row_is_the_same_bits_alone_and_in_a_batch(backend: CpuBackend, case: 
 
 @pytest.mark.parametrize("isa", available_isas())
 @pytest.mark.parametrize("dtype", ALL)
-@pytest.mark.parametrize("window", [0, 700])
-def test_any_number_of_threads_gives_the_same_bits(isa: str, dtype: DType, window: int) -> None:
+@pytest.mark.parametrize(("window", "chunk"), [(0, 0), (700, 0), (0, 900)])
+def test_any_number_of_threads_gives_the_same_bits(isa: str, dtype: DType, window: int, chunk: int) -> None:
     one, three, eight = (CpuBackend(n_threads, isa, small_bytes=0) for n_threads in (1, 3, 8))
-    case = line_case(dtype, 9, 1600, window=window)
+    case = line_case(dtype, 9, 1600, window=window, chunk=chunk)
     whole = case.run(one)
     np.testing.assert_array_equal(whole, case.run(three))
     for i in (0, 8):  # alone, so that each chunk is an item of its own
@@ -229,6 +257,16 @@ def test_an_infinite_value_reaches_only_the_rows_that_see_it(backend: CpuBackend
     got = case.run(backend)
     np.testing.assert_array_equal(got[:20], clean[:20])
     assert np.all(np.isinf(got[20:]))
+
+
+@pytest.mark.parametrize("backend", [backend for name, backend in BACKENDS.items() if name != "reference"])
+@pytest.mark.parametrize("name", ["window", "chunk"])
+@pytest.mark.parametrize("width", [-1, 2**30 + 1, 2**31, 2**63])
+def test_a_width_that_no_kernel_can_count_with_is_refused(backend: Backend, name: str, width: int) -> None:
+    g = OneOp()
+    replace(long_case(), **{name: width}).build(g)
+    refusal = f"a {name} of {width} cells is outside 0..{2**30}"
+    assert backend.refuses(g.program._ops[0]) == refusal  # pyright: ignore[reportPrivateUsage]
 
 
 BAD_INDICES = [

@@ -17,8 +17,10 @@ from kernels.dtype import DType
 PAGE = 4
 
 
-def cache_of(n_pages: int, n_window_pages: int = 0, window: int = 0, n_rows: int = 0) -> Cache:
-    shape = CacheShape(n_pages * PAGE, PAGE, DType.F16, n_window_pages * PAGE, window, n_rows)
+def cache_of(
+    n_pages: int, n_window_pages: int = 0, window: int = 0, n_rows: int = 0, chunk: int = 0
+) -> Cache:
+    shape = CacheShape(n_pages * PAGE, PAGE, DType.F16, n_window_pages * PAGE, window, chunk, n_rows)
     return Cache(shape)
 
 
@@ -97,6 +99,30 @@ def test_a_window_keeps_what_the_next_row_sees_and_no_page_more() -> None:
     assert cache.window.pool.n_free == 6
 
 
+@pytest.mark.parametrize(
+    ("n_tokens", "n_gone", "n_held"),
+    # the next row is the first of a chunk of 10, in its middle, its last, and the first of another
+    [(10, 2, 1), (15, 2, 2), (19, 2, 3), (20, 5, 0), (21, 5, 1)],
+)
+def test_a_chunk_keeps_what_the_next_row_sees_and_no_page_more(
+    n_tokens: int, n_gone: int, n_held: int
+) -> None:
+    cache = cache_of(8, n_window_pages=8, chunk=10)
+    assert cache.window is not None
+    slot = filled(cache, list(range(n_tokens)))
+    assert slot.window.n_gone == n_gone
+    assert cache.window.pool.n - cache.window.pool.n_free == n_held
+
+
+def test_a_turn_goes_on_after_a_chunk_that_is_still_there() -> None:
+    cache = cache_of(16, n_window_pages=4, chunk=8)
+    first = list(range(14))
+    cache.release(filled(cache, first))
+    assert cache.open([*first, 99]).n_cells == 12
+    # 8 begins a chunk: what comes after needs nothing of the one before
+    assert cache.open([*first[:9], 99]).n_cells == 8
+
+
 def test_a_turn_goes_on_after_a_window_that_is_still_there() -> None:
     cache = cache_of(16, n_window_pages=6, window=5)
     first = list(range(18))
@@ -123,6 +149,20 @@ def test_where_a_window_is_gone_the_prompt_is_computed_anew() -> None:
 )
 def test_what_a_window_can_go_on_after(window: int, present: list[int], n_cells: int) -> None:
     pages = Pages(8, PAGE, window)
+    digests = [bytes([i]) for i in range(3)]
+    for i in present:
+        pages.pool.publish(pages.pool.take(), digests[i])
+    assert pages.n_known(digests, 3) * PAGE == n_cells
+
+
+@pytest.mark.parametrize(
+    ("chunk", "present", "n_cells"),
+    # in pages of 4: p can be gone on after where all from the begin of its chunk on is stored
+    [(8, [], 8), (8, [2], 12), (8, [0], 8), (12, [], 12), (12, [0, 1], 12), (16, [0, 1, 2], 12),
+     (16, [0, 2], 4), (16, [1, 2], 0), (6, [1, 2], 12), (6, [0, 1], 12), (10, [0, 1], 8), (10, [2], 12)],
+)  # fmt: skip
+def test_what_a_chunk_can_go_on_after(chunk: int, present: list[int], n_cells: int) -> None:
+    pages = Pages(8, PAGE, chunk=chunk)
     digests = [bytes([i]) for i in range(3)]
     for i in present:
         pages.pool.publish(pages.pool.take(), digests[i])
@@ -187,6 +227,14 @@ def test_a_model_has_window_pages_for_all_its_sequences_and_no_more_than_cells()
     assert n_window_pages(40, 4) == 40
 
 
+def test_a_chunk_has_the_pages_of_a_window_as_wide() -> None:
+    def shape(**width: int) -> CacheShape:
+        widths = {"window": 0, "chunk": 0, **width}
+        return cache_shape(4096, DType.F16, is_recurrent=False, n_parallel=3, n_batch=512, **widths)
+
+    assert shape(chunk=8192).n_window_cells == shape(window=8192).n_window_cells > 0
+
+
 class Lives(RuleBasedStateMachine):
     """Random lives of sequences over few tokens, so that prefixes meet often.
 
@@ -194,12 +242,14 @@ class Lives(RuleBasedStateMachine):
     """
 
     @initialize(
-        window=st.sampled_from([0, 1, 3, 6]), is_recurrent=st.booleans(), n_window_pages=st.integers(8, 14)
+        mask=st.sampled_from([(0, 0), (1, 0), (3, 0), (6, 0), (0, 1), (0, 4), (0, 6), (0, 11)]),
+        is_recurrent=st.booleans(),
+        n_window_pages=st.integers(8, 14),
     )
-    def make(self, window: int, is_recurrent: bool, n_window_pages: int) -> None:
+    def make(self, mask: tuple[int, int], is_recurrent: bool, n_window_pages: int) -> None:
         n_rows = 1 + 3 * 8 if is_recurrent else 0
-        self.cache = cache_of(12, n_window_pages if window else 0, window, n_rows)
-        self.width = window
+        self.window, self.chunk = mask
+        self.cache = cache_of(12, n_window_pages if any(mask) else 0, self.window, n_rows, self.chunk)
         self.slots: list[tuple[Slot, list[int]]] = []
         self.in_pages: dict[int, list[int]] = {}
         self.in_window: dict[int, list[int]] = {}
@@ -210,13 +260,13 @@ class Lives(RuleBasedStateMachine):
         if not self.cache.extend(slot, n_inputs):
             return False
         begin, end = slot.n_cells, slot.n_cells + n_inputs
-        tables = [(slot.table, self.in_pages, 0)]
-        if self.width:
-            tables.append((slot.window, self.in_window, self.width))
-        for table, content, width in tables:
+        tables = [(slot.table, self.in_pages, False)]
+        if self.cache.window is not None:
+            tables.append((slot.window, self.in_window, True))
+        for table, content, is_masked in tables:
             for row in range(begin, end):
                 content[table.pages[row // PAGE]] = tokens[: row + 1]
-                first = max(0, row - width) if width else 0
+                first = self.first_seen(row) if is_masked else 0
                 for seen in range(first // PAGE, row // PAGE + 1):
                     stop = min((seen + 1) * PAGE, row + 1)
                     assert content[table.pages[seen]][:stop] == tokens[:stop]
@@ -227,6 +277,10 @@ class Lives(RuleBasedStateMachine):
             self.in_rows[target] = tokens[:end]
         self.cache.advance(slot, tokens[begin:end])
         return True
+
+    def first_seen(self, row: int) -> int:
+        """The first cell that a row reads where not all are seen."""
+        return row // self.chunk * self.chunk if self.chunk else max(0, row - self.window)
 
     @precondition(lambda self: len(self.slots) < 8)
     @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=20), n_most=st.integers(1, 20))

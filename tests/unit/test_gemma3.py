@@ -141,7 +141,7 @@ def test_each_layer_of_the_program_gets_its_own_window_and_rotation(tmp_path: Pa
     t.write(path, tiny, t.weights(tiny))
     with GGUFFile.open(path) as file:
         hparams = read_hparams(file)
-        program = build_program(file, hparams, CacheShape(64, 8, DType.F32, 32, 3))
+        program = build_program(file, hparams, CacheShape(64, 8, DType.F32, 32, window=3))
     assert [op.window for op in program.ops if isinstance(op, Attention)] == [4, 4, 0]
     turned = [op.rotation for op in program.ops if isinstance(op, Rope)]
     assert [op.rotation for op in program.ops if isinstance(op, StoreKV)] == turned

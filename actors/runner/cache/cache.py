@@ -1,8 +1,8 @@
 """The cache of one model: who holds what, for every kind of layer the model has.
 
-Layers that see all have pages, those that look back a window have pages of their own (`pages`), recurrent
-ones have rows (`rows`).  A sequence's slot holds its part of each; its logical history is kept by the engine.
-A new sequence goes on after the longest prefix that every kind knows.
+Layers that see all have pages, those that look back a window or into their chunk have pages of their own
+(`pages`), recurrent ones have rows (`rows`).  A sequence's slot holds its part of each; its logical history
+is kept by the engine.  A new sequence goes on after the longest prefix that every kind knows.
 
 Nothing here touches device memory: programs read and write through the index arrays made from slots.
 """
@@ -36,7 +36,8 @@ class Cache:
     def __init__(self, shape: CacheShape) -> None:
         self.page_size = size = shape.page_size
         self.pages = Pages(shape.n_cells // size, size)
-        self.window = Pages(shape.n_window_cells // size, size, shape.window) if shape.window else None
+        n_window_pages, window, chunk = shape.n_window_cells // size, shape.window, shape.chunk
+        self.window = Pages(n_window_pages, size, window, chunk) if n_window_pages else None
         self.rows = Rows(shape.n_rows, size) if shape.n_rows else None
 
     @property

@@ -3,8 +3,8 @@
 A page holds `page_size` cells; a sequence's table lists its pages in order.  A full page is known by the
 digest of everything up to its end, so a sequence that begins alike holds it instead of computing it again.
 
-Layers that look back a window have a pool of their own, whose pages are given up as soon as no row to come
-sees them.  They keep their place in the table, where nothing reads any more.
+Layers that look back a window, or into their own chunk, have a pool of their own, whose pages are given up as
+soon as no row to come sees them.  They keep their place in the table, where nothing reads any more.
 """
 
 from array import array
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from actors.runner.cache.pool import Pool
+from kernels.ops.attention import first_seen
 
 GONE = 0  # stands in a table for a page that was given up
 
@@ -25,13 +26,13 @@ class Table:
 
 
 class Pages:
-    """The pages of layers that see all cells, or of those that see `window` cells before their own."""
+    """The pages of layers that see all cells, or only those that a window or a chunk lets them see."""
 
-    def __init__(self, n_pages: int, page_size: int, window: int = 0) -> None:
-        """window: 0 for all cells."""
+    def __init__(self, n_pages: int, page_size: int, window: int = 0, chunk: int = 0) -> None:
+        """window, chunk: as `kernels.ops.attention` has them."""
         self.page_size = page_size
         self.pool = Pool(n_pages)
-        self._window = window
+        self._window, self._chunk = window, chunk
 
     def n_lacking(self, table: Table, n_cells: int) -> int:
         """Pages that the table needs beside its own to hold so many cells."""
@@ -86,4 +87,4 @@ class Pages:
 
     def _first_seen(self, n_cells: int) -> int:
         """The first page that the row after n_cells sees."""
-        return max(0, n_cells - self._window) // self.page_size if self._window else 0
+        return first_seen(n_cells, self._window, self._chunk) // self.page_size

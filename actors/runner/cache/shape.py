@@ -16,27 +16,38 @@ class CacheShape:
     n_cells: int  # of layers that see all
     page_size: int
     dtype: DType
-    n_window_cells: int = 0  # of layers that look back a window
+    n_window_cells: int = 0  # of layers that look back a window, or into their own chunk
     window: int = 0  # the widest: cells before a row's own
+    chunk: int = 0  # the widest, in place of a window
     n_rows: int = 0  # of recurrent state
 
 
 def cache_shape(
-    n_pages: int, dtype: DType, *, window: int, is_recurrent: bool, n_parallel: int, n_batch: int
+    n_pages: int,
+    dtype: DType,
+    *,
+    window: int,
+    is_recurrent: bool,
+    n_parallel: int,
+    n_batch: int,
+    chunk: int = 0,
 ) -> CacheShape:
     """Of a model whose sequences share n_pages.
 
     A window's pages are enough for n_parallel sequences: what their next rows see, begun and ended within a
     page, the batch that is computed and the one that is prepared meanwhile.  More than all cells have would
-    never be used.
+    never be used.  A chunk is kept like a window as wide as it.
     """
-    n_each = -(-window // PAGE_SIZE) + 2
+    assert not (window and chunk), "no family has layers of both kinds"
+    width = window or chunk
+    n_each = -(-width // PAGE_SIZE) + 2
     n_window_pages = n_parallel * N_WINDOWS * n_each + 2 * -(-n_batch // PAGE_SIZE)
     return CacheShape(
         n_cells=n_pages * PAGE_SIZE,
         page_size=PAGE_SIZE,
         dtype=dtype,
-        n_window_cells=min(n_pages, n_window_pages) * PAGE_SIZE if window else 0,
+        n_window_cells=min(n_pages, n_window_pages) * PAGE_SIZE if width else 0,
         window=window,
+        chunk=chunk,
         n_rows=n_rows_of(n_parallel) if is_recurrent else 0,
     )

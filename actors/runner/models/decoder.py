@@ -48,7 +48,7 @@ class Batch:
 
     @cached_property
     def window(self) -> Pages:
-        """Of layers that look back a window."""
+        """Of layers that look back a window, or into their own chunk."""
         return self._pages(self.cache.n_window_cells, "window_")
 
     @cached_property
@@ -89,8 +89,8 @@ class Attention(Module):
     def __call__(self, batch: Batch, layer: int, rotation: Rotation, x: Tensor, residual: Tensor) -> Tensor:
         """Attention of normalised x, added to the residual stream."""
         g, h = self.builder, self.hparams
-        window = h.window_of(layer)
-        pages = batch.window if window else batch.whole
+        window, chunk = h.window_of(layer), h.chunk_of(layer)
+        pages = batch.window if window or chunk else batch.whole
         shape = (pages.n_cells, h.kv_width)
         k_state = g.state(f"cache_k.{layer}", shape, batch.cache.dtype)
         v_state = g.state(f"cache_v.{layer}", shape, batch.cache.dtype)
@@ -118,6 +118,7 @@ class Attention(Module):
             page_size=batch.cache.page_size,
             scale=h.attn_scale,
             window=window,
+            chunk=chunk,
         )
         return self.join(mixed, residual)
 

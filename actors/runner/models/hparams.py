@@ -25,6 +25,7 @@ class Hparams:
     eps: float
     attn_scale: float  # of queries times keys
     windows: tuple[int, ...]  # see `window_of`
+    chunks: tuple[int, ...]  # see `chunk_of`
     n_tap: int = 0  # of the convolutions in recurrent layers; 0: there are none
     recurrent: tuple[bool, ...] = ()  # see `is_recurrent`
     embd_scale: float = 1.0  # of a token's embedding on its way in
@@ -52,6 +53,10 @@ class Hparams:
     def window_of(self, layer: int) -> int:
         """Cells before its own that a row of this layer sees; 0: all of them."""
         return self.windows[layer]
+
+    def chunk_of(self, layer: int) -> int:
+        """Positions in a chunk: a row of this layer sees its own chunk up to itself; 0: all is one."""
+        return self.chunks[layer]
 
 
 def read_sizes(file: GGUFFile) -> Hparams:
@@ -89,4 +94,5 @@ def read_sizes(file: GGUFFile) -> Hparams:
         eps=file.get_float(f"{arch}.attention.layer_norm_rms_epsilon"),
         attn_scale=head_dim**-0.5,
         windows=(0,) * n_layer,
+        chunks=(0,) * n_layer,
     )

@@ -152,7 +152,8 @@ struct StoreProblem {
 
 // n_rows successive rows of the second of two sequences, of which n_before cells were there already.
 struct AttentionShape {
-    int64_t n_rows, n_head, n_kv, head_dim, n_before, page_size, window;
+    int64_t n_rows, n_head, n_kv, head_dim, n_before, page_size;
+    cpu::Mask mask;
     float softcap;
 };
 
@@ -208,8 +209,7 @@ struct AttentionProblem {
         const int64_t chunk_floats = cpu::attention_partial(now.n_group(), shape.head_dim);
         const Buffer<float> partials(n_chunks * chunk_floats, place);
         for (int64_t row = 0; row < shape.n_rows; row++) {
-            const int64_t stop = n_visible[row], seen = stop - shape.window - 1;
-            const int64_t start = shape.window > 0 && seen > 0 ? seen : 0;
+            const int64_t stop = n_visible[row], start = shape.mask.start(stop);
             for (int64_t kv = 0; kv < shape.n_kv; kv++) {
                 for (int64_t chunk = start / cpu::kAttentionChunk; chunk * cpu::kAttentionChunk < stop; chunk++)
                     kernels.attention(now, {row, 1, kv, chunk, partials.data() + chunk * chunk_floats}, scratch.data());
@@ -223,7 +223,7 @@ private:
     cpu::AttentionArgs args(const Buffer<float>& out) const {
         const float scale = 1.0f / static_cast<float>(shape.head_dim / 8 + 1);
         return {q.data(), k_state.data(), v_state.data(), tables.data(), rows.data(), n_visible.data(), out.data(),
-                cache,    shape.n_head,   n_pages,        shape.window,  scale,       shape.softcap};
+                cache,    shape.n_head,   n_pages,        shape.mask,    scale,       shape.softcap};
     }
     void fill(Random& random) const {
         const int64_t n = shape.n_before + shape.n_rows;

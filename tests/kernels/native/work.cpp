@@ -51,7 +51,7 @@ void products(const cpu::Kernels& kernels, const Format& format, const Phase& ph
 }
 
 void attention(const cpu::Kernels& kernels, cpu::DType dtype, const Phase& phase) {
-    const AttentionShape shape{phase.n_tokens, kHeads, kHeadsKv, kHeadDim, phase.n_before, 32, 0, 0.0f};
+    const AttentionShape shape{phase.n_tokens, kHeads, kHeadsKv, kHeadDim, phase.n_before, 32, {0, 0}, 0.0f};
     const AttentionProblem problem(Random(2), shape, dtype, Place::AtStart);
     const Buffer<float> out(problem.out_n(), Place::AtStart);
     constexpr int64_t max_rows = cpu::kAttentionQueries * kHeadsKv / kHeads;
