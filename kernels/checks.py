@@ -6,6 +6,7 @@ from kernels.backend import Backend, Binding
 from kernels.dtype import DType
 from kernels.ops.attention import Attention, StoreKV
 from kernels.ops.conv import ShortConv
+from kernels.ops.experts import ExpertMatmul, Route, SlotSum
 from kernels.ops.gate import Gate
 from kernels.ops.matmul import Matmul
 from kernels.ops.norm import RmsNorm
@@ -17,6 +18,7 @@ from kernels.tensor import Bounds
 
 WEIGHT_DTYPES = frozenset(d for d in DType if d.is_quantized) | {DType.F32, DType.F16, DType.BF16}
 STATE_DTYPES = frozenset({DType.F32, DType.F16, DType.Q8_0})
+MAX_EXPERTS = 1024  # to choose from: a router keeps a bit for each, a lane of a warp 32 of them
 MAX_WIDTH = 1 << 30  # of a window or chunk: a kernel adds two of them and a cell without looking
 
 
@@ -25,7 +27,7 @@ def refusal_of(op: Op, *, max_taps: int) -> str | None:
     match op:
         case Rows():
             return None if op.table.dtype in WEIGHT_DTYPES else f"no kernel reads rows of {op.table}"
-        case Matmul():
+        case Matmul() | ExpertMatmul():
             return None if op.weight.dtype in WEIGHT_DTYPES else f"no kernel multiplies with {op.weight}"
         case StoreKV():
             return _refusal_of_cache(op)
@@ -34,7 +36,9 @@ def refusal_of(op: Op, *, max_taps: int) -> str | None:
         case ShortConv():
             n_taps = op.weight.width
             return None if n_taps <= max_taps else f"{n_taps} taps are over {max_taps}"
-        case RmsNorm() | Rope() | Gate() | SoftCap():
+        case Route():
+            return None if op.n_expert <= MAX_EXPERTS else f"{op.n_expert} experts are over {MAX_EXPERTS}"
+        case RmsNorm() | Rope() | Gate() | SoftCap() | SlotSum():
             return None
         case _:
             return f"no kernel for {type(op).__name__}"
@@ -50,6 +54,8 @@ def _refusal_of_mask(op: Attention) -> str | None:
     for name, width in (("window", op.window), ("chunk", op.chunk)):
         if not 0 <= width <= MAX_WIDTH:
             return f"a {name} of {width} cells is outside 0..{MAX_WIDTH}"
+    if not 0 <= op.temperature_length <= MAX_WIDTH:
+        return f"a temperature that changes every {op.temperature_length} cells is outside 0..{MAX_WIDTH}"
     return None
 
 

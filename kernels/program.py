@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from kernels.dtype import DType
 from kernels.ops.attention import Attention, StoreKV
 from kernels.ops.conv import ShortConv
+from kernels.ops.experts import ExpertMatmul, Gating, Route, SlotSum
 from kernels.ops.gate import Activation, Gate
 from kernels.ops.matmul import Matmul
 from kernels.ops.norm import RmsNorm
@@ -56,6 +57,7 @@ class ProgramBuilder:
         self._weights: dict[str, Tensor] = {}
         self._states: dict[str, Tensor] = {}
         self._outputs: dict[str, Tensor] = {}
+        self._routes: dict[Tensor, Route] = {}  # by the ids they make
 
     @contextmanager
     def in_layer(self, layer: int) -> Generator[None]:
@@ -102,15 +104,15 @@ class ProgramBuilder:
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
         """See `ops.norm.RmsNorm`."""
-        width, chunk = x.width, weight.width
         _expect(
             weight.dtype is DType.F32 and len(weight.shape) == 1, f"rms_norm weight {weight} is not F32[k]"
         )
-        _expect(width % chunk == 0 and eps > 0, f"rms_norm of {x} in chunks of {chunk}, eps {eps}")
         _expect_residual(residual, x.shape, weight)
-        out = self._value("norm", x.shape)
-        self._ops.append(RmsNorm(self._layer, x, weight, out, eps, residual))
-        return out
+        return self._norm(x, weight, weight.width, eps, residual)
+
+    def unit_norm(self, x: Tensor, chunk: int, eps: float) -> Tensor:
+        """See `ops.norm.RmsNorm`; without a weight."""
+        return self._norm(x, None, chunk, eps, None)
 
     def matmul(
         self, x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
@@ -169,6 +171,8 @@ class ProgramBuilder:
         window: int = 0,
         softcap: float = 0.0,
         chunk: int = 0,
+        temperature: float = 0.0,
+        temperature_length: int = 0,
     ) -> Tensor:
         """See `ops.attention.Attention`."""
         _expect(q.width % k_state.width == 0 and q.width % head_dim == 0, f"attention of {q} over {k_state}")
@@ -189,6 +193,8 @@ class ProgramBuilder:
             window,
             softcap,
             chunk,
+            temperature,
+            temperature_length,
         )
         self._ops.append(op)
         return out
@@ -224,6 +230,44 @@ class ProgramBuilder:
         self._ops.append(SoftCap(self._layer, x, out, cap))
         return out
 
+    def route(self, logits: Tensor, n_used: int, gating: Gating) -> Route:
+        """See `ops.experts.Route`; its `ids` and `weights` are values."""
+        _expect(1 <= n_used <= logits.width, f"{n_used} experts of {logits}")
+        shape = (logits.shape[0], n_used)
+        ids, weights = self._value("ids", shape, DType.I32), self._value("weights", shape)
+        op = self._routes[ids] = Route(self._layer, logits, ids, weights, gating)
+        self._ops.append(op)
+        return op
+
+    def expert_matmul(self, x: Tensor, weight: Tensor, route: Route, *, is_scaled: bool = False) -> Tensor:
+        """See `ops.experts.ExpertMatmul`; scaled by the route's weights where `is_scaled`."""
+        _expect(
+            len(weight.shape) == 3 and weight.shape[0] == route.n_expert,
+            f"{weight} is not of {route.n_expert} experts",
+        )
+        _, n_out, n_in = weight.shape
+        assert isinstance(n_out, int), "weights have a known shape"
+        assert isinstance(n_in, int), "weights have a known shape"
+        _expect(x.width in (n_in, route.n_used * n_in), f"{route.n_used} slots of {x} with {weight}")
+        # a backend trusts computed ids: they have to be of a route that it runs itself, before this
+        _expect(
+            self._routes.get(route.ids) is route and route.layer == self._layer,
+            f"{route.ids} are not of a route in layer {self._layer}",
+        )
+        out = self._value("experts", (x.shape[0], route.n_used * n_out))
+        scales = route.weights if is_scaled else None
+        self._ops.append(ExpertMatmul(self._layer, x, weight, route.ids, out, scales))
+        return out
+
+    def slot_sum(self, x: Tensor, n_used: int, residual: Tensor | None = None) -> Tensor:
+        """See `ops.experts.SlotSum`; x has n_used slots."""
+        _expect(n_used > 0 and x.width % n_used == 0, f"{x} is not {n_used} slots")
+        shape = (x.shape[0], x.width // n_used)
+        _expect_residual(residual, shape, x)
+        out = self._value("sum", shape)
+        self._ops.append(SlotSum(self._layer, x, out, residual))
+        return out
+
     def build(self) -> Program:
         """The finished program."""
         _expect(bool(self._outputs), "a program without outputs computes nothing")
@@ -231,8 +275,18 @@ class ProgramBuilder:
             self.n_layer, tuple(self._ops), self._inputs, self._weights, self._states, self._outputs
         )
 
-    def _value(self, stem: str, shape: Shape) -> Tensor:
-        return Tensor(f"{stem}.{len(self._ops)}", shape, DType.F32, Role.VALUE, self._layer)
+    def _value(self, stem: str, shape: Shape, dtype: DType = DType.F32) -> Tensor:
+        return Tensor(f"{stem}.{len(self._ops)}", shape, dtype, Role.VALUE, self._layer)
+
+    def _norm(
+        self, x: Tensor, weight: Tensor | None, chunk: int, eps: float, residual: Tensor | None
+    ) -> Tensor:
+        _expect(
+            chunk > 0 and x.width % chunk == 0 and eps > 0, f"rms_norm of {x} in chunks of {chunk}, eps {eps}"
+        )
+        out = self._value("norm", x.shape)
+        self._ops.append(RmsNorm(self._layer, x, weight, out, chunk, eps, residual))
+        return out
 
     def _declare(self, group: dict[str, Tensor], tensor: Tensor) -> Tensor:
         _expect(tensor.name not in group, f"{tensor.role.value} {tensor.name} declared twice")

@@ -12,6 +12,7 @@ from kernels.host import HostBackend, HostBuffer
 from kernels.memory import OutOfMemory, host_array
 from kernels.ops.attention import Attention, StoreKV, attention_ref, store_kv_ref
 from kernels.ops.conv import ShortConv, short_conv_ref
+from kernels.ops.experts import ExpertMatmul, Route, SlotSum, expert_matmul_ref, route_ref, slot_sum_ref
 from kernels.ops.gate import Gate, gate_ref
 from kernels.ops.matmul import Matmul, matmul_ref
 from kernels.ops.norm import RmsNorm, rms_norm_ref
@@ -23,7 +24,20 @@ from kernels.ops.softcap import SoftCap, softcap_ref
 from kernels.tensor import Bounds, Role, Tensor, shape_of
 
 ALIGNMENT = 64
-KNOWN_OPS = (Rows, RmsNorm, Matmul, Rope, StoreKV, Attention, ShortConv, Gate, SoftCap)
+KNOWN_OPS = (
+    Rows,
+    RmsNorm,
+    Matmul,
+    Rope,
+    StoreKV,
+    Attention,
+    ShortConv,
+    Gate,
+    SoftCap,
+    Route,
+    ExpertMatmul,
+    SlotSum,
+)
 
 
 class ReferenceBackend(HostBackend):
@@ -84,9 +98,9 @@ class ReferenceSegment:
                 table, ids = self._f32(op.table, values), self._i32(op.ids, values)
                 self._write(op.out, values, rows_ref(table, ids, op.scale))
             case RmsNorm():
-                x, weight = self._f32(op.x, values), self._f32(op.weight, values)
+                x, weight = self._f32(op.x, values), self._optional(op.weight, values)
                 residual = self._optional(op.residual, values)
-                self._write(op.out, values, rms_norm_ref(x, weight, op.eps, residual))
+                self._write(op.out, values, rms_norm_ref(x, weight, op.chunk, op.eps, residual))
             case Matmul():
                 bias, residual = (self._optional(t, values) for t in (op.bias, op.residual))
                 x, weight = self._f32(op.x, values), self._f32(op.weight, values)
@@ -105,6 +119,13 @@ class ReferenceSegment:
                 self._write(op.out, values, gate_ref(gate, up, op.activation))
             case SoftCap():
                 self._write(op.out, values, softcap_ref(self._f32(op.x, values), op.cap))
+            case Route():
+                self._route(op, values)
+            case ExpertMatmul():
+                self._multiply_experts(op, values)
+            case SlotSum():
+                x, residual = self._f32(op.x, values), self._optional(op.residual, values)
+                self._write(op.out, values, slot_sum_ref(x, op.out.width, residual))
             case _:
                 raise TypeError(f"no reference for {type(op).__name__}")
 
@@ -124,6 +145,16 @@ class ReferenceSegment:
         x, weight, state = (self._f32(t, values) for t in (op.x, op.weight, op.state))
         rows, sources, targets = (self._i32(t, values) for t in (op.rows, op.sources, op.targets))
         self._write(op.out, values, short_conv_ref(x, weight, state, rows, sources, targets))
+
+    def _route(self, op: Route, values: Bounds) -> None:
+        ids, weights = route_ref(self._f32(op.logits, values), op.n_used, op.gating)
+        self._raw(op.ids, values)[...] = ids
+        self._write(op.weights, values, weights)
+
+    def _multiply_experts(self, op: ExpertMatmul, values: Bounds) -> None:
+        x, weight = self._f32(op.x, values), self._f32(op.weight, values)
+        ids, scales = self._i32(op.ids, values), self._optional(op.scales, values)
+        self._write(op.out, values, expert_matmul_ref(x, weight, ids, scales))
 
     def _raw(self, tensor: Tensor, values: Bounds) -> Array:
         return view(host_array(self._binding.memory[tensor]), tensor, values)

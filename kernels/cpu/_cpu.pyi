@@ -22,6 +22,7 @@ Cache = tuple[int, int, int, int]  # key/value heads, head_dim, page_size, ggml 
 
 def available_isas() -> list[str]: ...
 def matmul_scratch(n: int) -> int: ...
+def order_words(n_expert: int, n_slots: int) -> int: ...
 def attention_workspace_bytes(
     *, cache: Cache, n_group: int, max_rows: int, max_cells: int, n_threads: int
 ) -> int: ...
@@ -118,6 +119,8 @@ class Segment:
         chunk: int,
         scale: float,
         softcap: float,
+        temperature: float,
+        temperature_length: int,
         max_rows: int,
         n: int,
         n_pages: int,
@@ -138,6 +141,33 @@ class Segment:
         n: int,
     ) -> None: ...
     def add_softcap(self, *, x: int, out: int, cap: float, width: int, n: int) -> None: ...
+    def add_route(
+        self, *, logits: int, ids: int, weights: int, n_expert: int, n_used: int, gating: int, n: int
+    ) -> None: ...
+    def add_experts(
+        self,
+        *,
+        x: int,
+        weight: int,
+        ids: int,
+        scales: int,
+        out: int,
+        scratch: int,
+        acts: int,
+        order: int,
+        thread_floats: int,
+        n_in: int,
+        n_out: int,
+        n_expert: int,
+        n_used: int,
+        max_slots: int,
+        dtype: int,
+        row_bytes: int,
+        is_shared: bool,
+        prepares: bool,
+        n: int,
+    ) -> None: ...
+    def add_slot_sum(self, *, x: int, residual: int, out: int, n_slot: int, width: int, n: int) -> None: ...
     def check_index(self, *, name: str, data: int, limit: int, n: int) -> None: ...
     def check_tables(
         self,

@@ -11,10 +11,11 @@ from kernels.backend import Binding
 from kernels.checks import check_ops, refusal_of, values_within
 from kernels.cpu import _cpu
 from kernels.cpu.memory import allocate, round_to_pages
-from kernels.cpu.segment import VECTOR_BYTES, WORD_BYTES, SegmentBuilder, native_cache
+from kernels.cpu.segment import VECTOR_BYTES, WORD_BYTES, ExpertScratch, SegmentBuilder, native_cache
 from kernels.host import HostBackend, HostBuffer
 from kernels.memory import OutOfMemory
 from kernels.ops.attention import Attention, StoreKV
+from kernels.ops.experts import ExpertMatmul
 from kernels.ops.matmul import Matmul
 from kernels.ops.op import Op
 from kernels.ops.rope import Rope, Rotation
@@ -88,7 +89,7 @@ class CpuBackend(HostBackend):
         """Scratch: of each thread the panels and sums of a product or of attention, and what all share.
 
         A product takes for each thread 32 KiB of panels and 256 bytes for each of at most 256 rows of
-        activations, and once all activations as int8.
+        activations, and once all activations as int8; a product with experts the same of every slot.
         Attention takes for each thread two rows per query it works on (96 queries, or those of one row where
         that is more) and 32 cells of keys and values as floats: 104 KiB with heads of 64. Where rows are few,
         each chunk of 512 cells of the longest context has a result of its own, for 4 rows and key/value heads
@@ -100,6 +101,8 @@ class CpuBackend(HostBackend):
                 n_groups = -(-op.x.width // _cpu.ACT_GROUP_N) if op.weight.dtype.is_quantized else 0
                 panels = self.n_threads * _cpu.matmul_scratch(n) * WORD_BYTES
                 return panels + n * n_groups * _cpu.ACT_GROUP_BYTES
+            case ExpertMatmul():
+                return ExpertScratch.of(op, bounds, self.n_threads).n_bytes
             case Attention():
                 n_group = op.q.width // op.k_state.width
                 return _cpu.attention_workspace_bytes(
@@ -148,6 +151,8 @@ class CpuSegment:
         for op in binding.ops:
             if isinstance(op, Matmul):
                 self._weight_bytes[op.x.shape[0]] += op.weight.n_bytes({})
+            elif isinstance(op, ExpertMatmul):
+                self._weight_bytes[op.x.shape[0]] += op.n_used * op.expert_bytes
             elif isinstance(op, Attention):
                 cells_bytes = op.k_state.n_bytes({}) + op.v_state.n_bytes({})
                 n_pages = value_of(op.k_state.shape[0], {}) // op.page_size

@@ -42,6 +42,13 @@ struct ActGroup {
     int16_t pairs_16[16][2];  // the same, of each 16
 };
 
+struct QuantizeArgs {
+    const float* x;       // [.., n_in]
+    const int32_t* rows;  // [n], which rows of x; null: the first n
+    ActGroup* out;        // [ceil(n_in / 256), n]
+    int64_t n, n_in;
+};
+
 // A thread's share of a product with few columns is a multiple of so many rows of the weight.
 constexpr int64_t kPanelRows = 16;
 
@@ -55,6 +62,12 @@ struct MatmulArgs {
     float* scratch;  // [matmul_scratch] of this thread
     int64_t n, n_in, n_out;
     DType dtype;
+    // Where the rows of an expert are scattered: which row of x, and of out, a column is; null: they are in order.
+    const int32_t *x_rows = nullptr, *out_rows = nullptr;
+    const float* scales = nullptr;  // of each row of out, or null
+
+    constexpr const float* x_of(int64_t col) const { return x + (x_rows != nullptr ? x_rows[col] : col) * n_in; }
+    constexpr int64_t out_row(int64_t col) const { return out_rows != nullptr ? out_rows[col] : col; }
 };
 
 constexpr int64_t kFewColumns = 5;      // with fewer, memory is waited for, not arithmetic
@@ -78,7 +91,7 @@ struct RowsArgs {
 
 struct NormArgs {
     const float* x;
-    const uint8_t* weight;
+    const uint8_t* weight;  // or null
     const float* residual;  // like x, or null
     float* out;
     int64_t chunk;
@@ -136,6 +149,13 @@ struct Mask {
     }
 };
 
+// Queries of the row whose own cell is the one before `stop` are scaled by 1 + scale * ln(1 + stop / length), the
+// quotient rounded down; length 0: by 1.
+struct Temperature {
+    float scale;
+    int64_t length;
+};
+
 struct AttentionArgs {
     const float* q;
     const uint8_t *k_state, *v_state;
@@ -145,6 +165,7 @@ struct AttentionArgs {
     int64_t n_head, n_pages;
     Mask mask;
     float scale, softcap;
+    Temperature temperature;
 
     constexpr int64_t n_group() const { return n_head / cache.n_kv; }
 };
@@ -196,6 +217,23 @@ struct GateArgs {
     bool is_gelu;
 };
 
+enum class Gating : int { Softmax, ChosenSoftmax, Sigmoid };
+
+struct RouteArgs {
+    const float* logits;  // [n, n_expert]
+    int32_t* ids;         // [n, n_used]
+    float* weights;       // [n, n_used]
+    int64_t n_expert, n_used;
+    Gating gating;
+};
+
+struct SlotSumArgs {
+    const float* x;         // [n, n_slot * width]
+    const float* residual;  // like out, or null
+    float* out;             // [n, width]
+    int64_t n_slot, width;
+};
+
 struct SoftCapArgs {
     const float* x;
     float* out;
@@ -214,7 +252,7 @@ struct Limits {
 struct Kernels {
     const char* name;
     // units: groups of 256, the first of every row before the second of any
-    void (*quantize)(const float* x, ActGroup* out, int64_t n_row, int64_t n_in, int64_t begin, int64_t end);
+    void (*quantize)(const QuantizeArgs&, int64_t begin, int64_t end);
     void (*matmul)(const MatmulArgs&, int64_t begin, int64_t end);  // rows of the weight
     void (*rows)(const RowsArgs&, int64_t begin, int64_t end);      // ids
     void (*dequantize)(const uint8_t* raw, float* out, int64_t n, DType);
@@ -224,9 +262,11 @@ struct Kernels {
     void (*attention)(const AttentionArgs&, const AttentionItem&, float* scratch);
     // the partial results of all chunks of a row, in order, to its output
     void (*merge_chunks)(const AttentionArgs&, int64_t row, int64_t kv, const float* partials);
-    void (*short_conv)(const ConvArgs&, int64_t begin, int64_t end);  // channels
-    void (*gate)(const GateArgs&, int64_t begin, int64_t end);        // elements
-    void (*softcap)(const SoftCapArgs&, int64_t begin, int64_t end);  // elements
+    void (*short_conv)(const ConvArgs&, int64_t begin, int64_t end);   // channels
+    void (*gate)(const GateArgs&, int64_t begin, int64_t end);         // elements
+    void (*softcap)(const SoftCapArgs&, int64_t begin, int64_t end);   // elements
+    void (*route)(const RouteArgs&, int64_t begin, int64_t end);       // rows
+    void (*slot_sum)(const SlotSumArgs&, int64_t begin, int64_t end);  // rows
     Limits limits;
 };
 

@@ -126,7 +126,8 @@ int64_t item_queries(int64_t n_group, int64_t n_rows) {
 
 void add_attention(Segment& s, Address q, Address k_state, Address v_state, Address tables, Address rows,
                    Address n_visible, Address out, Address workspace, int64_t n_head, const CacheIn& cache,
-                   int64_t window, int64_t chunk, float scale, float softcap, int64_t max_rows, Dim n, Dim n_pages) {
+                   int64_t window, int64_t chunk, float scale, float softcap, float temperature,
+                   int64_t temperature_length, int64_t max_rows, Dim n, Dim n_pages) {
     auto step = std::make_unique<AttentionStep>();
     step->args = {at<float>(q),
                   at<uint8_t>(k_state),
@@ -140,7 +141,8 @@ void add_attention(Segment& s, Address q, Address k_state, Address v_state, Addr
                   0,
                   {window, chunk},
                   scale,
-                  softcap};
+                  softcap,
+                  {temperature, temperature_length}};
     step->max_queries = item_queries(step->args.n_group(), max_rows);
     step->thread_floats = attention_scratch(step->args.cache, step->max_queries);
     step->scratch = at<float>(workspace);
@@ -179,6 +181,55 @@ void add_short_conv(Segment& s, Address x, Address weight, Address state, Addres
                   0,
                   width,
                   n_taps};
+    step->n = n;
+    s.add(std::move(step));
+}
+
+void add_route(Segment& s, Address logits, Address ids, Address weights, int64_t n_expert, int64_t n_used, int gating,
+               Dim n) {
+    auto step = std::make_unique<RouteStep>();
+    step->args = {at<float>(logits), at<int32_t>(ids), at<float>(weights),
+                  n_expert,          n_used,           static_cast<Gating>(gating)};
+    step->n = n;
+    s.add(std::move(step));
+}
+
+void add_experts(Segment& s, Address x, Address weight, Address ids, Address scales, Address out, Address scratch,
+                 Address acts, Address order, int64_t thread_floats, int64_t n_in, int64_t n_out, int64_t n_expert,
+                 int64_t n_used, int64_t max_slots, int dtype, int64_t row_bytes, bool is_shared, bool prepares,
+                 Dim n) {
+    auto step = std::make_unique<ExpertStep>();
+    step->args = {.x = at<float>(x),
+                  .acts = nullptr,
+                  .weight = at<uint8_t>(weight),
+                  .bias = nullptr,
+                  .residual = nullptr,
+                  .out = at<float>(out),
+                  .scratch = at<float>(scratch),
+                  .n = 0,
+                  .n_in = n_in,
+                  .n_out = n_out,
+                  .dtype = static_cast<DType>(dtype),
+                  .scales = at<float>(scales)};
+    step->acts = at<ActGroup>(acts);
+    step->ids = at<int32_t>(ids);
+    step->ends = at<int32_t>(order);
+    step->x_rows = step->ends + n_expert;
+    step->out_rows = step->x_rows + max_slots;
+    step->thread_floats = thread_floats;
+    step->n_expert = n_expert;
+    step->n_used = n_used;
+    step->expert_bytes = n_out * row_bytes;
+    step->row_bytes = row_bytes;
+    step->is_shared = is_shared;
+    step->prepares = prepares;
+    step->n = n;
+    s.add(std::move(step));
+}
+
+void add_slot_sum(Segment& s, Address x, Address residual, Address out, int64_t n_slot, int64_t width, Dim n) {
+    auto step = std::make_unique<SlotSumStep>();
+    step->args = {at<float>(x), at<float>(residual), at<float>(out), n_slot, width};
     step->n = n;
     s.add(std::move(step));
 }
@@ -293,6 +344,7 @@ NB_MODULE(_cpu, m) {
         return names;
     });
     m.def("matmul_scratch", &matmul_scratch, "n"_a);
+    m.def("order_words", &ExpertStep::order_words, "n_expert"_a, "n_slots"_a);
     m.def("attention_workspace_bytes", &attention_workspace_bytes, nb::kw_only(), "cache"_a, "n_group"_a, "max_rows"_a,
           "max_cells"_a, "n_threads"_a);
     m.def("allocate", &allocate, "n_bytes"_a);
@@ -321,11 +373,17 @@ NB_MODULE(_cpu, m) {
              "v_state"_a, "cache"_a, "rotation"_a, "n"_a)
         .def("add_attention", &add_attention, nb::kw_only(), "q"_a, "k_state"_a, "v_state"_a, "tables"_a, "rows"_a,
              "n_visible"_a, "out"_a, "workspace"_a, "n_head"_a, "cache"_a, "window"_a, "chunk"_a, "scale"_a,
-             "softcap"_a, "max_rows"_a, "n"_a, "n_pages"_a)
+             "softcap"_a, "temperature"_a, "temperature_length"_a, "max_rows"_a, "n"_a, "n_pages"_a)
         .def("add_gate", &add_gate, nb::kw_only(), "gate"_a, "up"_a, "out"_a, "is_gelu"_a, "width"_a, "n"_a)
         .def("add_short_conv", &add_short_conv, nb::kw_only(), "x"_a, "weight"_a, "state"_a, "rows"_a, "sources"_a,
              "targets"_a, "out"_a, "width"_a, "n_taps"_a, "n"_a)
         .def("add_softcap", &add_softcap, nb::kw_only(), "x"_a, "out"_a, "cap"_a, "width"_a, "n"_a)
+        .def("add_route", &add_route, nb::kw_only(), "logits"_a, "ids"_a, "weights"_a, "n_expert"_a, "n_used"_a,
+             "gating"_a, "n"_a)
+        .def("add_experts", &add_experts, nb::kw_only(), "x"_a, "weight"_a, "ids"_a, "scales"_a, "out"_a, "scratch"_a,
+             "acts"_a, "order"_a, "thread_floats"_a, "n_in"_a, "n_out"_a, "n_expert"_a, "n_used"_a, "max_slots"_a,
+             "dtype"_a, "row_bytes"_a, "is_shared"_a, "prepares"_a, "n"_a)
+        .def("add_slot_sum", &add_slot_sum, nb::kw_only(), "x"_a, "residual"_a, "out"_a, "n_slot"_a, "width"_a, "n"_a)
         .def("check_index", &check_index, nb::kw_only(), "name"_a, "data"_a, "limit"_a, "n"_a)
         .def("check_tables", &check_tables, nb::kw_only(), "names"_a, "tables"_a, "rows"_a, "n_visible"_a,
              "page_size"_a, "n_cells"_a, "max_seqs"_a, "n"_a, "n_seqs"_a, "n_pages"_a)

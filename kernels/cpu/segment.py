@@ -1,11 +1,14 @@
 """From ops and memory to a native segment: addresses, dimensions, and the checks of index inputs."""
 
+from dataclasses import dataclass
+
 from kernels.backend import Binding
 from kernels.cpu import _cpu
 from kernels.dtype import DType
 from kernels.memory import host_array
 from kernels.ops.attention import Attention, StoreKV
 from kernels.ops.conv import ShortConv
+from kernels.ops.experts import GATINGS, ExpertMatmul, Route, SlotSum
 from kernels.ops.gate import Gate
 from kernels.ops.matmul import Matmul
 from kernels.ops.norm import RmsNorm
@@ -13,13 +16,38 @@ from kernels.ops.op import Op
 from kernels.ops.rope import Rope, Rotation
 from kernels.ops.rows import Rows
 from kernels.ops.softcap import SoftCap
-from kernels.tensor import Dim, Role, Sym, Tensor, value_of
+from kernels.tensor import Bounds, Dim, Role, Sym, Tensor, value_of
 
 ABSENT = 0
 WORD_BYTES = 4
 VECTOR_BYTES = 64
 
 NativeCache = tuple[int, int, int, int]  # key/value heads, head_dim, page_size, ggml number of the dtype
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertScratch:
+    """What a product with experts has in the workspace.
+
+    First each thread's panels and sums, then every slot's activations as int8, then slots sorted by expert.
+    """
+
+    thread_floats: int
+    max_slots: int
+    acts_at: int
+    order_at: int
+    n_bytes: int
+
+    @classmethod
+    def of(cls, op: ExpertMatmul, bounds: Bounds, n_threads: int) -> "ExpertScratch":
+        """Of this op, by bounds."""
+        n = value_of(op.x.shape[0], bounds)
+        thread_floats = _cpu.matmul_scratch(n)  # an expert's columns are of different rows
+        n_groups = -(-op.n_in // _cpu.ACT_GROUP_N) if op.weight.dtype.is_quantized else 0
+        acts_at = n_threads * thread_floats * WORD_BYTES
+        order_at = acts_at + n * op.n_used * n_groups * _cpu.ACT_GROUP_BYTES
+        n_words = _cpu.order_words(value_of(op.weight.shape[0], {}), n * op.n_used)
+        return cls(thread_floats, n * op.n_used, acts_at, order_at, order_at + n_words * WORD_BYTES)
 
 
 class SegmentBuilder:
@@ -33,7 +61,8 @@ class SegmentBuilder:
         self._computed = {tensor for op in binding.ops for tensor in op.writes}
         self._addresses: dict[Tensor, int] = {}
         self._checked: set[tuple[object, ...]] = set()
-        self._quantized: Tensor | None = None  # whose int8 blocks stand in the workspace
+        # whose int8 blocks stand in the workspace, by which ids sorted: the next product may want them
+        self._prepared: tuple[object, ...] = ()
         if self._workspace % VECTOR_BYTES:
             raise ValueError(f"the workspace at {self._workspace:#x} is not aligned to {VECTOR_BYTES} bytes")
 
@@ -58,10 +87,16 @@ class SegmentBuilder:
                 self._gate(op)
             case SoftCap():
                 self._softcap(op)
+            case Route():
+                self._route(op)
+            case ExpertMatmul():
+                self._experts(op)
+            case SlotSum():
+                self._slot_sum(op)
             case _:
                 raise TypeError(f"no kernel for {type(op).__name__}")
-        if not isinstance(op, Matmul):
-            self._quantized = None
+        if not isinstance(op, Matmul | ExpertMatmul):
+            self._prepared = ()
 
     def _rows(self, op: Rows) -> None:
         self._check_index(op.ids, op.table.shape[0])
@@ -78,11 +113,11 @@ class SegmentBuilder:
     def _rms_norm(self, op: RmsNorm) -> None:
         self.segment.add_rms_norm(
             x=self._f32(op.x),
-            weight=self._f32(op.weight),
+            weight=self._optional(op.weight),
             residual=self._optional(op.residual),
             out=self._write(op.out),
             width=op.x.width,
-            chunk=op.weight.width,
+            chunk=op.chunk,
             eps=op.eps,
             n=self._dim(op.x.shape[0]),
         )
@@ -107,11 +142,11 @@ class SegmentBuilder:
             dtype=op.weight.dtype.ggml_id,
             row_bytes=op.weight.dtype.n_bytes(op.x.width),
             # q, k and v, or gate and up, multiply the same activations: their blocks are made once
-            quantizes=is_quantized and self._quantized is not op.x,
+            quantizes=is_quantized and self._prepared != (op.x,),
             n=self._dim(op.x.shape[0]),
         )
         if is_quantized:
-            self._quantized = op.x
+            self._prepared = (op.x,)
 
     def _rope(self, op: Rope) -> None:
         self.segment.add_rope(
@@ -155,6 +190,8 @@ class SegmentBuilder:
             chunk=op.chunk,
             scale=op.scale,
             softcap=op.softcap,
+            temperature=op.temperature,
+            temperature_length=op.temperature_length,
             max_rows=value_of(op.q.shape[0], self._binding.bounds),
             n=self._dim(op.q.shape[0]),
             n_pages=self._dim(op.tables.shape[1]),
@@ -193,6 +230,57 @@ class SegmentBuilder:
             out=self._write(op.out),
             cap=op.cap,
             width=op.x.width,
+            n=self._dim(op.x.shape[0]),
+        )
+
+    def _route(self, op: Route) -> None:
+        self.segment.add_route(
+            logits=self._f32(op.logits),
+            ids=self._write(op.ids),
+            weights=self._write(op.weights),
+            n_expert=op.n_expert,
+            n_used=op.n_used,
+            gating=GATINGS.index(op.gating),
+            n=self._dim(op.logits.shape[0]),
+        )
+
+    def _experts(self, op: ExpertMatmul) -> None:
+        layout = ExpertScratch.of(op, self._binding.bounds, self.segment.n_threads)
+        out = self._write(op.out)
+        if out == self._f32(op.x):
+            raise ValueError(f"{op.out} shares memory with its factor {op.x}")
+        prepared = (op.x, op.ids, op.weight.dtype.is_quantized)
+        self.segment.add_experts(
+            x=self._f32(op.x),
+            weight=self._read(op.weight),
+            ids=self._index(op.ids),
+            scales=self._optional(op.scales),
+            out=out,
+            scratch=self._workspace,
+            acts=self._workspace + layout.acts_at,
+            order=self._workspace + layout.order_at,
+            thread_floats=layout.thread_floats,
+            n_in=op.n_in,
+            n_out=op.n_out,
+            n_expert=value_of(op.weight.shape[0], {}),
+            n_used=op.n_used,
+            max_slots=layout.max_slots,
+            dtype=op.weight.dtype.ggml_id,
+            row_bytes=op.weight.dtype.n_bytes(op.n_in),
+            is_shared=op.is_shared,
+            # gate and up multiply the same rows, sorted by the same ids
+            prepares=self._prepared != prepared,
+            n=self._dim(op.x.shape[0]),
+        )
+        self._prepared = prepared
+
+    def _slot_sum(self, op: SlotSum) -> None:
+        self.segment.add_slot_sum(
+            x=self._f32(op.x),
+            residual=self._optional(op.residual),
+            out=self._write(op.out),
+            n_slot=op.x.width // op.out.width,
+            width=op.out.width,
             n=self._dim(op.x.shape[0]),
         )
 

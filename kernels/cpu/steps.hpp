@@ -15,12 +15,16 @@ void share_pieces(const PoolThread& thread, int64_t n, int64_t piece, F f) {
     for (int64_t begin; (begin = thread.take() * piece) < n;) f(begin, std::min(n, begin + piece));
 }
 
+inline int64_t balanced_piece(int64_t n, int64_t grain, int n_threads) {
+    const int64_t n_pieces = 16 * n_threads, n_grains = (n + grain - 1) / grain;
+    return std::max<int64_t>(1, (n_grains + n_pieces - 1) / n_pieces) * grain;
+}
+
 // The same with pieces enough that threads end together, few enough that taking one costs nothing; each but the last
 // is a multiple of `grain`.
 template <class F>
 void share(const PoolThread& thread, int64_t n, int64_t grain, F f) {
-    const int64_t n_pieces = 16 * thread.n_threads, n_grains = (n + grain - 1) / grain;
-    share_pieces(thread, n, std::max<int64_t>(1, (n_grains + n_pieces - 1) / n_pieces) * grain, f);
+    share_pieces(thread, n, balanced_piece(n, grain, thread.n_threads), f);
 }
 
 // 64 bytes of floats: two threads never write to one cache line, and vectors are whole
@@ -44,6 +48,21 @@ struct NormStep final : Step {
     }
 };
 
+// Rows of a weight, row_bytes long, that a thread takes at once.  Few columns of a block format: rows that are read as
+// a few long streams, long enough for the processor's own prefetching, and so many pieces that a thread which is held
+// up leaves work to the others.
+inline int64_t product_piece(const MatmulArgs& a, int64_t row_bytes, int n_threads) {
+    if (a.n >= kFewColumns) return balanced_piece(a.n_out, kMatmulRows, n_threads);
+    if (is_plain(a.dtype)) return balanced_piece(a.n_out, kPanelRows, n_threads);
+    constexpr int64_t kPieceBytes = int64_t{1} << 18;
+    const int64_t by_bytes = kPieceBytes / std::max<int64_t>(1, row_bytes);
+    const int64_t by_threads = (a.n_out + 2 * n_threads - 1) / (2 * n_threads);
+    return (std::max<int64_t>(1, std::min(by_bytes, by_threads)) + kPanelRows - 1) / kPanelRows * kPanelRows;
+}
+
+constexpr int64_t kQuantizePiece = 32;  // groups
+constexpr int64_t act_groups(int64_t n_in) { return (n_in + ActGroup::kSize - 1) / ActGroup::kSize; }
+
 // Phase one quantises the activations, unless the step before has left them in the workspace.
 struct MatmulStep final : Step {
     MatmulArgs args;
@@ -54,32 +73,120 @@ struct MatmulStep final : Step {
     bool quantizes;
     int n_phases() const override { return quantizes ? 2 : 1; }
 
-    // Rows of block formats that a thread reads as a few long streams: long enough for the processor's own
-    // prefetching, and so many pieces that a thread which is held up leaves work to the others.
-    int64_t few_columns_piece(int n_threads) const {
-        constexpr int64_t kPieceBytes = int64_t{1} << 18;
-        const int64_t by_bytes = kPieceBytes / std::max<int64_t>(1, row_bytes);
-        const int64_t by_threads = (args.n_out + 2 * n_threads - 1) / (2 * n_threads);
-        return (std::max<int64_t>(1, std::min(by_bytes, by_threads)) + kPanelRows - 1) / kPanelRows * kPanelRows;
-    }
-
     void run(const Kernels& kernels, const Values& values, int phase, const PoolThread& thread) const override {
         MatmulArgs now = args;
         now.n = value_of(n, values);
         now.scratch = args.scratch + thread.index * thread_floats;
         if (quantizes && phase == 0) {
-            share(thread, now.n * ((now.n_in + ActGroup::kSize - 1) / ActGroup::kSize), 1,
-                  [&](int64_t begin, int64_t end) { kernels.quantize(now.x, acts, now.n, now.n_in, begin, end); });
+            const QuantizeArgs what = {now.x, nullptr, acts, now.n, now.n_in};
+            share(thread, now.n * act_groups(now.n_in), 1,
+                  [&](int64_t begin, int64_t end) { kernels.quantize(what, begin, end); });
         } else if (now.n > 0) {
-            const auto multiply = [&](int64_t begin, int64_t end) { kernels.matmul(now, begin, end); };
-            if (now.n >= kFewColumns) {
-                share(thread, now.n_out, kMatmulRows, multiply);
-            } else if (is_plain(now.dtype)) {
-                share(thread, now.n_out, kPanelRows, multiply);
-            } else {
-                share_pieces(thread, now.n_out, few_columns_piece(thread.n_threads), multiply);
+            share_pieces(thread, now.n_out, product_piece(now, row_bytes, thread.n_threads),
+                         [&](int64_t begin, int64_t end) { kernels.matmul(now, begin, end); });
+        }
+    }
+};
+
+struct RouteStep final : Step {
+    RouteArgs args;
+    Dim n;
+    void run(const Kernels& kernels, const Values& values, int, const PoolThread& thread) const override {
+        share(thread, value_of(n, values), 1, [&](int64_t begin, int64_t end) { kernels.route(args, begin, end); });
+    }
+};
+
+// A product for each expert that some slot names, with the columns that name it: their numbers, counted through the
+// slots of all rows, are sorted by expert in phase one, quantised in that order in phase two, and multiplied in phase
+// three.  The step before has done the first two where it saw the same activations through the same ids.
+struct ExpertStep final : Step {
+    MatmulArgs args;  // of the first expert
+    ActGroup* acts;   // of each expert its own [groups, columns]
+    const int32_t* ids;
+    int32_t *ends, *x_rows, *out_rows;  // where each expert's columns end; of each column its row
+    int64_t thread_floats, n_expert, n_used, expert_bytes, row_bytes;
+    bool is_shared;  // all slots of a row see the same activations
+    bool prepares;
+    Dim n;
+
+    int n_phases() const override { return prepares ? 3 : 1; }
+
+    void run(const Kernels& kernels, const Values& values, int phase, const PoolThread& thread) const override {
+        const int64_t n_slots = value_of(n, values) * n_used;
+        if (prepares && phase == 0) {
+            if (thread.take() == 0) sort(n_slots);
+        } else if (prepares && phase == 1) {
+            if (!is_plain(args.dtype)) quantize(kernels, thread);
+        } else {
+            multiply(kernels, thread);
+        }
+    }
+
+    // Words for the order of n_slots columns.
+    static constexpr int64_t order_words(int64_t n_expert, int64_t n_slots) { return n_expert + 2 * n_slots; }
+
+private:
+    // By counting: within an expert the order of slots stays.
+    void sort(int64_t n_slots) const {
+        std::fill_n(ends, n_expert, 0);
+        for (int64_t slot = 0; slot < n_slots; slot++) ends[ids[slot]]++;
+        int32_t begin = 0;
+        for (int64_t expert = 0; expert < n_expert; expert++) begin += std::exchange(ends[expert], begin);
+        for (int64_t slot = 0; slot < n_slots; slot++) {
+            const int32_t col = ends[ids[slot]]++;
+            out_rows[col] = static_cast<int32_t>(slot);
+            x_rows[col] = static_cast<int32_t>(is_shared ? slot / n_used : slot);
+        }
+    }
+
+    // Calls f(args of an expert, begin, end) for the pieces of its work that this thread takes; size_of(args) gives
+    // the work and a piece of it.
+    template <class Size, class F>
+    void share_experts(const PoolThread& thread, Size size_of, F f) const {
+        int64_t count = 0, taken = thread.take();
+        for (int64_t expert = 0; expert < n_expert; expert++) {
+            const int64_t col = expert > 0 ? ends[expert - 1] : 0;
+            MatmulArgs now = args;
+            now.n = ends[expert] - col;
+            if (now.n == 0) continue;
+            now.acts = acts + col * act_groups(now.n_in);
+            now.weight += expert * expert_bytes;
+            now.scratch += thread.index * thread_floats;
+            now.x_rows = x_rows + col;
+            now.out_rows = out_rows + col;
+            const auto [size, piece] = size_of(now);
+            for (int64_t begin = 0; begin < size; begin += piece) {
+                if (count++ != taken) continue;
+                f(now, begin, std::min(size, begin + piece));
+                taken = thread.take();
             }
         }
+    }
+
+    void quantize(const Kernels& kernels, const PoolThread& thread) const {
+        share_experts(
+            thread, [](const MatmulArgs& now) { return std::pair{now.n * act_groups(now.n_in), kQuantizePiece}; },
+            [&](const MatmulArgs& now, int64_t begin, int64_t end) {
+                ActGroup* mine = acts + (now.acts - acts);  // which is ours to write
+                kernels.quantize({now.x, now.x_rows, mine, now.n, now.n_in}, begin, end);
+            });
+    }
+
+    void multiply(const Kernels& kernels, const PoolThread& thread) const {
+        share_experts(
+            thread,
+            [&](const MatmulArgs& now) {
+                return std::pair{now.n_out, product_piece(now, row_bytes, thread.n_threads)};
+            },
+            [&](const MatmulArgs& now, int64_t begin, int64_t end) { kernels.matmul(now, begin, end); });
+    }
+};
+
+struct SlotSumStep final : Step {
+    SlotSumArgs args;
+    Dim n;
+    void run(const Kernels& kernels, const Values& values, int, const PoolThread& thread) const override {
+        share(thread, value_of(n, values), 1, [&](int64_t begin, int64_t end) { kernels.slot_sum(args, begin, end); });
     }
 };
 

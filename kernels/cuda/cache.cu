@@ -166,14 +166,15 @@ __device__ inline void attend(const float* q, u8* k_state, u8* v_state, const in
 // what shares the batch decides nothing.  One piece alone is the result; of more, `merge` makes it.
 KERNEL attention(const float* q, u8* k_state, u8* v_state, const int* tables, const int* rows, const int* n_visible,
                  float* out, float* partials, int dtype, int n_head, int n_kv, int head_dim, int page_size, int window,
-                 int chunk, float scale, float softcap, int piece_cells, int n_piece, int warps_per_head, int n,
-                 int n_pages, const int* dims) {
+                 int chunk, float scale, float softcap, float temperature, int temperature_length, int piece_cells,
+                 int n_piece, int warps_per_head, int n, int n_pages, const int* dims) {
     SHARED_BYTES(shared);
     const int row = blockIdx.z, kv = blockIdx.y, piece = blockIdx.x;
     if (row >= dim_of(n, dims)) return;
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, n_group = n_head / n_kv;
     const int n_warp = blockDim.x / WARP, group_step = n_warp / warps_per_head;
     const int stop = n_visible[row], first = first_seen(stop, window, chunk);
+    if (temperature_length > 0) scale *= 1.0f + temperature * logf(1.0f + (float)(stop / temperature_length));
     const int begin = piece * piece_cells, end = begin + piece_cells < stop ? begin + piece_cells : stop;
     const int* table = tables + (i64)rows[row] * dim_of(n_pages, dims);
     const int is_empty = begin >= stop || end <= first;

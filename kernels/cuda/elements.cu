@@ -1,4 +1,4 @@
-// Ops that make each number of a few others: gates, caps, rows, norms, rotation.
+// Ops that make each number of a few others: gates, caps, rows, norms, rotation, the choice of experts.
 
 #include "blocks.cuh"
 #include "common.cuh"
@@ -16,6 +16,72 @@ KERNEL gate(const float* gate, const float* up, float* out, int is_gelu, int wid
 KERNEL softcap(const float* x, float* out, float cap, int width, int n, const int* dims) {
     const i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < (i64)dim_of(n, dims) * width) out[i] = cap * tanhf(x[i] / cap);
+}
+
+// Each slot's number in turn, and the residual.
+KERNEL slot_sum(const float* x, const float* residual, float* out, int n_slot, int width, int n, const int* dims) {
+    const i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= (i64)dim_of(n, dims) * width) return;
+    const float* from = x + i / width * n_slot * width + i % width;
+    float sum = from[0];
+    for (int slot = 1; slot < n_slot; slot++) sum += from[(i64)slot * width];
+    out[i] = residual != 0 ? sum + residual[i] : sum;
+}
+
+#define SOFTMAX 0
+#define CHOSEN_SOFTMAX 1
+#define SIGMOID 2
+
+// A warp for each row.  A lane looks after every 32nd expert and remembers which of them are taken, a bit for each; the
+// largest that is left is found n_used times, of equal ones the lower id.
+KERNEL route(const float* logits, int* ids, float* weights, int n_expert, int n_used, int gating, int n,
+             const int* dims) {
+    const int lane = threadIdx.x % WARP;
+    const i64 row = (i64)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
+    if (row >= dim_of(n, dims)) return;
+    const float* from = logits + row * n_expert;
+    float* to = weights + row * n_used;
+    float top = 0.0f, total = 0.0f;
+    int is_nan = 0;
+    u32 taken = 0;
+    for (int j = 0; j < n_used; j++) {
+        float best = -INF;
+        int id = n_expert;  // none
+        for (int e = lane; e < n_expert; e += WARP) {
+            const float logit = from[e];
+            is_nan |= logit != logit;
+            if (!(taken >> e / WARP & 1) && (id == n_expert || logit > best)) {
+                id = e;
+                best = logit == logit ? logit : -INF;  // lanes must agree on an order
+            }
+        }
+        for (int step = WARP / 2; step > 0; step /= 2) {
+            const float other = __shfl_xor_sync(FULL, best, step);
+            const int other_id = __shfl_xor_sync(FULL, id, step);
+            if (other > best || (other == best && other_id < id)) {
+                best = other;
+                id = other_id;
+            }
+        }
+        if (lane == id % WARP) taken |= 1u << id / WARP;
+        if (j == 0) top = best;
+        total += expf(best - top);
+        if (lane == 0) {
+            ids[row * n_used + j] = id;
+            to[j] = best;
+        }
+    }
+    if (gating == SOFTMAX) {
+        total = 0.0f;
+        for (int e = lane; e < n_expert; e += WARP) total += expf(from[e] - top);
+        total = warp_sum(total);
+    }
+    is_nan = __any_sync(FULL, is_nan);
+    __syncwarp();
+    for (int j = lane; j < n_used; j += WARP) {
+        const float weight = gating == SIGMOID ? 1.0f / (1.0f + expf(-to[j])) : expf(to[j] - top) / total;
+        to[j] = is_nan ? INF - INF : weight;
+    }
 }
 
 // A block for each row: rows of a table in any format, dequantised.
@@ -44,7 +110,7 @@ KERNEL rms_norm(const float* x, const float* weight, const float* residual, floa
     for (int i = 0; i < (int)blockDim.x / WARP; i++) total += sums[i];
     const float inverse = (float)(1.0 / sqrt(total / chunk + (double)eps));
     for (int i = threadIdx.x; i < chunk; i += blockDim.x) {
-        const float value = from[i] * inverse * weight[i];
+        const float value = from[i] * inverse * (weight != 0 ? weight[i] : 1.0f);
         out[unit * chunk + i] = residual != 0 ? value + residual[unit * chunk + i] : value;
     }
 }

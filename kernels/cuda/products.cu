@@ -95,13 +95,19 @@ struct Acts {
     const i16* sums;
 };
 
+// What a block makes: the block-th rows of the weight, columns from `first` on, and what they are scaled by.
+struct Tile {
+    int block, first;
+    float factor;
+};
+
 // A warp takes kRows rows of the weight at once: what is read of the activations serves all of them.
 template <int kType, int kCols, int kRows>
-__device__ inline void multiply(const u8* weight, Acts acts, const float* bias, const float* residual, float* out,
-                                int n_in, int n_out, int n) {
+__device__ inline void multiply(Tile tile, const u8* weight, Acts acts, const float* bias, const float* residual,
+                                float* out, int n_in, int n_out, int n) {
     typedef Wide<kType> W;
-    const int lane = threadIdx.x % WARP, first = blockIdx.y * kCols;
-    const int row = (blockIdx.x * WARPS + threadIdx.x / WARP) * kRows;
+    const int lane = threadIdx.x % WARP, first = tile.first;
+    const int row = (tile.block * WARPS + threadIdx.x / WARP) * kRows;
     const int n_col = n - first < kCols ? n - first : kCols;
     if (row >= n_out || n_col <= 0) return;
     const int n_block = n_in / W::weights;
@@ -141,7 +147,7 @@ __device__ inline void multiply(const u8* weight, Acts acts, const float* bias, 
         for (int r = 0; r < kRows; r++) {
             const float total = warp_sum(sums[c][r]);
             if (lane == 0 && row + r < n_out)
-                finish(total, (i64)(first + c) * n_out + row + r, row + r, bias, residual, out);
+                finish(total * tile.factor, (i64)(first + c) * n_out + row + r, row + r, bias, residual, out);
         }
     }
 }
@@ -166,10 +172,10 @@ struct Plain<BF16> {
 
 // Plain weights are multiplied with activations as they are.  Eight neighbours at a time, where rows are whole eights.
 template <int kType, int kCols>
-__device__ inline void multiply_plain(const u8* weight, const float* x, const float* bias, const float* residual,
-                                      float* out, int n_in, int n_out, int n) {
+__device__ inline void multiply_plain(Tile tile, const u8* weight, const float* x, const float* bias,
+                                      const float* residual, float* out, int n_in, int n_out, int n) {
     typedef Plain<kType> P;
-    const int lane = threadIdx.x % WARP, row = blockIdx.x * WARPS + threadIdx.x / WARP, first = blockIdx.y * kCols;
+    const int lane = threadIdx.x % WARP, row = tile.block * WARPS + threadIdx.x / WARP, first = tile.first;
     const int n_col = n - first < kCols ? n - first : kCols;
     if (row >= n_out || n_col <= 0) return;
     const u8* from = weight + (i64)row * n_in * P::bytes;
@@ -201,24 +207,24 @@ __device__ inline void multiply_plain(const u8* weight, const float* x, const fl
     for (int c = 0; c < kCols; c++) {
         if (c >= n_col) break;
         const float total = warp_sum(sums[c]);
-        if (lane == 0) finish(total, (i64)(first + c) * n_out + row, row, bias, residual, out);
+        if (lane == 0) finish(total * tile.factor, (i64)(first + c) * n_out + row, row, bias, residual, out);
     }
 }
 
 template <int kType, int kIsPlain>
 struct Product {
     template <int kCols, int kRows>
-    __device__ static inline void run(const u8* weight, Acts acts, const float*, const float* bias,
+    __device__ static inline void run(Tile tile, const u8* weight, Acts acts, const float*, const float* bias,
                                       const float* residual, float* out, int n_in, int n_out, int n) {
-        multiply<kType, kCols, kRows>(weight, acts, bias, residual, out, n_in, n_out, n);
+        multiply<kType, kCols, kRows>(tile, weight, acts, bias, residual, out, n_in, n_out, n);
     }
 };
 template <int kType>
 struct Product<kType, 1> {
     template <int kCols, int kRows>
-    __device__ static inline void run(const u8* weight, Acts, const float* x, const float* bias, const float* residual,
-                                      float* out, int n_in, int n_out, int n) {
-        multiply_plain<kType, kCols>(weight, x, bias, residual, out, n_in, n_out, n);
+    __device__ static inline void run(Tile tile, const u8* weight, Acts, const float* x, const float* bias,
+                                      const float* residual, float* out, int n_in, int n_out, int n) {
+        multiply_plain<kType, kCols>(tile, weight, x, bias, residual, out, n_in, n_out, n);
     }
 };
 
@@ -227,8 +233,9 @@ struct Product<kType, 1> {
     KERNEL matvec_##kCols(const u8* weight, const i8* q, const float* scale, const i16* sums, const float* x, \
                           const float* bias, const float* residual, float* out, int n_in, int n_out, int n,   \
                           const int* dims) {                                                                  \
+        const Tile tile = {(int)blockIdx.x, (int)blockIdx.y * kCols, 1.0f};                                   \
         Acts acts = {q, scale, sums};                                                                         \
-        Product<TYPE, IS_PLAIN>::run<kCols, kRows>(weight, acts, x, bias, residual, out, n_in, n_out,         \
+        Product<TYPE, IS_PLAIN>::run<kCols, kRows>(tile, weight, acts, x, bias, residual, out, n_in, n_out,   \
                                                    dim_of(n, dims));                                          \
     }
 
@@ -236,6 +243,19 @@ MATVEC(1, 2)
 MATVEC(2, 2)
 MATVEC(4, 2)
 MATVEC(8, 1)
+
+// Blocks for each slot (kernels/ops/experts.py): a column alone, multiplied with the weight of the slot's expert.
+KERNEL expert_matvec(const u8* weight, const i8* q, const float* scale, const i16* sums, const float* x, const int* ids,
+                     const float* factors, float* out, int n_in, int n_out, i64 expert_bytes, int n_used, int is_shared,
+                     int n, const int* dims) {
+    const int slot = blockIdx.x;
+    if (slot >= dim_of(n, dims) * n_used) return;
+    const i64 row = is_shared ? slot / n_used : slot;
+    const Tile tile = {(int)blockIdx.y, 0, factors != 0 ? factors[slot] : 1.0f};
+    const Acts acts = {q + row * n_in, scale + row * (n_in / GROUP), sums + row * (n_in / 16)};
+    Product<TYPE, IS_PLAIN>::run<1, 2>(tile, weight + ids[slot] * expert_bytes, acts, x + row * n_in, 0, 0,
+                                       out + (i64)slot * n_out, n_in, n_out, 1);
+}
 
 // The weight as f16 [n_out, n_in]; a thread for each 32 weights, or for each weight of a plain type.
 KERNEL dequantize(const u8* weight, u16* out, int n_in, int n_out) {

@@ -13,6 +13,7 @@ from kernels.cuda.driver import Gemm, Launch, Pointer, Work
 from kernels.dtype import DType
 from kernels.ops.attention import Attention, StoreKV
 from kernels.ops.conv import ShortConv
+from kernels.ops.experts import GATINGS, ExpertMatmul, Route, SlotSum
 from kernels.ops.gate import Gate
 from kernels.ops.matmul import Matmul
 from kernels.ops.norm import RmsNorm
@@ -62,6 +63,9 @@ def scratch_bytes(op: Op, bounds: Bounds, *, has_gemm: bool) -> int:
             if has_gemm and n >= GEMM_ROWS:
                 needed = max(needed, _end(_halves(op, n)))
             return needed
+        case ExpertMatmul():
+            n = value_of(op.x.shape[0], bounds)
+            return _end(_acts(n, op.x.width)) if op.weight.dtype.is_quantized else 0
         case Attention():
             n_piece, _ = _pieces(op, bounds)
             if n_piece == 1:
@@ -79,10 +83,10 @@ def works_of(ops: Sequence[Op], place: Place, values: Bounds) -> Sequence[Work]:
     for op in ops:
         works = _works_of(op, place, values)
         first = works[0]
-        if isinstance(op, Matmul) and isinstance(first, Launch) and first.kernel == "quantize":
+        if isinstance(op, Matmul | ExpertMatmul) and isinstance(first, Launch) and first.kernel == "quantize":
             works = works[1:] if op.x is kept else works
             kept = op.x
-        elif isinstance(op, Matmul | Attention):
+        elif isinstance(op, Matmul | ExpertMatmul | Attention):
             kept = None
         found += works
     return found
@@ -111,6 +115,21 @@ def _works_of(op: Op, place: Place, values: Bounds) -> Sequence[Work]:
         case SoftCap():
             size = value_of(op.x.shape[0], values) * op.x.width
             return _elements("softcap", size, place, (op.x, op.out), (op.cap, op.x.width), op.x.shape[0])
+        case Route():
+            return _route(op, place, values)
+        case ExpertMatmul():
+            return _expert_matmul(op, place, values)
+        case SlotSum():
+            n = value_of(op.out.shape[0], values) * op.out.width
+            numbers = map(np.int32, (op.x.width // op.out.width, op.out.width))
+            args = [
+                place.address(op.x),
+                _optional(place, op.residual),
+                place.address(op.out),
+                *numbers,
+                *_dims(place, op.out.shape[0]),
+            ]
+            return [_launch("slot_sum", "", (_blocks(n, N_THREADS), 1, 1), N_THREADS, args)]
         case _:
             raise TypeError(f"no kernel for {type(op).__name__}")
 
@@ -149,11 +168,12 @@ def _rows(op: Rows, place: Place, values: Bounds) -> Sequence[Work]:
 
 
 def _rms_norm(op: RmsNorm, place: Place, values: Bounds) -> Sequence[Work]:
-    chunk = op.weight.width
+    chunk = op.chunk
     n_chunk = op.x.width // chunk
     n_threads = min(1024, max(WARP, _up(chunk // 4, WARP)))
     args = [
-        *map(place.address, (op.x, op.weight)),
+        place.address(op.x),
+        _optional(place, op.weight),
         _optional(place, op.residual),
         place.address(op.out),
         np.int32(chunk),
@@ -204,8 +224,8 @@ def _attention(op: Attention, place: Place, values: Bounds) -> Sequence[Work]:
         *map(
             np.int32, (op.k_state.dtype.ggml_id, n_head, n_kv, op.head_dim, op.page_size, op.window, op.chunk)
         ),
-        *map(np.float32, (op.scale, op.softcap)),
-        *map(np.int32, (piece_cells, n_piece, warps_per_head)),
+        *map(np.float32, (op.scale, op.softcap, op.temperature)),
+        *map(np.int32, (op.temperature_length, piece_cells, n_piece, warps_per_head)),
         _dim(place, op.q.shape[0]),
         *_dims(place, op.tables.shape[1]),
     ]
@@ -252,11 +272,8 @@ def _matmul(op: Matmul, place: Place, values: Bounds) -> Sequence[Work]:
     works: list[Work] = []
     acts: tuple[Pointer, ...] = (ABSENT, ABSENT, ABSENT)
     if dtype.is_quantized:
-        acts = _at(place.scratch, _acts(value_of(op.x.shape[0], place.bounds), n_in))
-        n_groups = n * (n_in // ACT_GROUP)
-        quantizing = [place.address(op.x), *acts, np.int32(n_in), *dims]
-        grid = (_blocks(n_groups * WARP, N_THREADS), 1, 1)
-        works.append(_launch("quantize", "", grid, N_THREADS, quantizing))
+        acts, quantizing = _quantized(op.x, place, values)
+        works.append(quantizing)
     n_cols = next(cols for cols in (1, 2, 4, MAX_COLS) if n <= cols or cols == MAX_COLS)
     args = [
         place.address(op.weight),
@@ -271,6 +288,49 @@ def _matmul(op: Matmul, place: Place, values: Bounds) -> Sequence[Work]:
     n_rows = WARPS_OF_PRODUCT * (1 if n_cols == MAX_COLS or not dtype.is_quantized else ROWS_PER_WARP)
     grid = (_blocks(n_out, n_rows), -(-n // n_cols), 1)
     works.append(_launch(f"matvec_{n_cols}", dtype.name, grid, WARPS_OF_PRODUCT * WARP, args))
+    return works
+
+
+def _quantized(x: Tensor, place: Place, values: Bounds) -> tuple[tuple[Pointer, ...], Work]:
+    """Where activations lie as int8, and what brings them there."""
+    acts = _at(place.scratch, _acts(value_of(x.shape[0], place.bounds), x.width))
+    n_groups = value_of(x.shape[0], values) * (x.width // ACT_GROUP)
+    args = [place.address(x), *acts, np.int32(x.width), *_dims(place, x.shape[0])]
+    grid = (_blocks(n_groups * WARP, N_THREADS), 1, 1)
+    return acts, _launch("quantize", "", grid, N_THREADS, args)
+
+
+def _route(op: Route, place: Place, values: Bounds) -> Sequence[Work]:
+    args = [
+        *map(place.address, (op.logits, op.ids, op.weights)),
+        *map(np.int32, (op.n_expert, op.n_used, GATINGS.index(op.gating))),
+        *_dims(place, op.logits.shape[0]),
+    ]
+    n = value_of(op.logits.shape[0], values)
+    return [_launch("route", "", (_blocks(n * WARP, N_THREADS), 1, 1), N_THREADS, args)]
+
+
+def _expert_matmul(op: ExpertMatmul, place: Place, values: Bounds) -> Sequence[Work]:
+    works: list[Work] = []
+    acts: tuple[Pointer, ...] = (ABSENT, ABSENT, ABSENT)
+    if op.weight.dtype.is_quantized:
+        acts, quantizing = _quantized(op.x, place, values)
+        works.append(quantizing)
+    args = [
+        place.address(op.weight),
+        *acts,
+        *map(place.address, (op.x, op.ids)),
+        _optional(place, op.scales),
+        place.address(op.out),
+        *map(np.int32, (op.n_in, op.n_out)),
+        np.int64(op.expert_bytes),
+        *map(np.int32, (op.n_used, op.is_shared)),
+        *_dims(place, op.x.shape[0]),
+    ]
+    n_slots = value_of(op.x.shape[0], values) * op.n_used
+    n_rows = WARPS_OF_PRODUCT * (ROWS_PER_WARP if op.weight.dtype.is_quantized else 1)
+    grid = (n_slots, _blocks(op.n_out, n_rows), 1)
+    works.append(_launch("expert_matvec", op.weight.dtype.name, grid, WARPS_OF_PRODUCT * WARP, args))
     return works
 
 

@@ -18,6 +18,7 @@ head, and in a head's part as attention reads them:
 `read_cells` and `write_cells` translate.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,6 +70,10 @@ class Attention(Op):
 
     Query head h reads key/value head h // (n_head // n_head_kv).  scores = scale * q.k, soft-capped to
     softcap * tanh(scores / softcap) when softcap > 0.  `out` may not share memory with `q`.
+
+    temperature_length > 0: a row at position p (its own cell) has its scale multiplied by
+    1 + temperature * ln(1 + floor((p + 1) / temperature_length)), so that attention stays sharp over long
+    contexts; arXiv:2501.19399, as llama 4 has it.
     """
 
     q: Tensor
@@ -84,6 +89,14 @@ class Attention(Op):
     window: int = 0
     softcap: float = 0.0
     chunk: int = 0
+    temperature: float = 0.0
+    temperature_length: int = 0
+
+    def scale_of(self, position: int) -> float:
+        """What queries are scaled by at a position."""
+        if self.temperature_length == 0:
+            return self.scale
+        return self.scale * (1.0 + self.temperature * math.log1p((position + 1) // self.temperature_length))
 
 
 def first_seen(position: int, window: int, chunk: int) -> int:
@@ -178,7 +191,7 @@ def attention_ref(
         index = np.arange(first_seen(n_seen - 1, op.window, op.chunk), n_seen)
         cells = tables[rows[row], index // op.page_size] * op.page_size + index % op.page_size
         keys, values = all_keys[cells].astype(np.float64), all_values[cells].astype(np.float64)
-        scores = np.einsum("ghd,cgd->ghc", heads[row], keys) * op.scale
+        scores = np.einsum("ghd,cgd->ghc", heads[row], keys) * op.scale_of(n_seen - 1)
         if op.softcap > 0:
             scores = op.softcap * np.tanh(scores / op.softcap)
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))

@@ -43,6 +43,8 @@ class Case:
     window: int = 0
     softcap: float = 0.0
     chunk: int = 0
+    temperature: float = 0.0
+    temperature_length: int = 0
 
     def build(self, g: OneOp, rows: slice = slice(None)) -> Tensor:
         """The op, of all rows or some."""
@@ -59,6 +61,8 @@ class Case:
             window=self.window,
             softcap=self.softcap,
             chunk=self.chunk,
+            temperature=self.temperature,
+            temperature_length=self.temperature_length,
         )
 
     def run(self, backend: Backend, rows: slice = slice(None)) -> F32:
@@ -162,9 +166,22 @@ def test_rows_see_from_the_begin_of_their_chunk_on(backend: Backend) -> None:
     case = replace(line_case(DType.F32, 4, 4, n_group=1), chunk=2)
     cells = case.cache.cells_of(case.tables[0], 4)
     case.cache.write(case.k_state, cells, np.zeros((4, 64), np.float32), is_keys=True)
-    values = np.repeat(np.float32([[1], [10], [100], [1000]]), 64, axis=1)
+    values = np.repeat(np.array([[1], [10], [100], [1000]], np.float32), 64, axis=1)
     case.cache.write(case.v_state, cells, values, is_keys=False)
     np.testing.assert_allclose(case.run(backend)[:, 0], [1, 5.5, 100, 550], rtol=1e-6)
+
+
+@each_backend
+@pytest.mark.parametrize("dtype", ALL)
+def test_queries_are_tempered_by_how_many_lengths_they_are_on(backend: Backend, dtype: DType) -> None:
+    case = line_case(dtype, 20, 40, n_group=3)
+    hot = replace(case, temperature=0.7, temperature_length=12)
+    steps = np.array([(1 + n_visible) // 12 for n_visible in range(20, 40)])
+    factors = (1 + 0.7 * np.log(1 + steps)).astype(np.float32)
+    assert len(set(steps)) == 3
+    by_hand = replace(case, q=case.q * factors[:, None])
+    hot.expect(hot.run(backend), MAX_ERROR * 5)
+    np.testing.assert_allclose(hot.expected(), by_hand.expected(), rtol=0, atol=1e-5)
 
 
 @each_backend
@@ -260,12 +277,21 @@ def test_an_infinite_value_reaches_only_the_rows_that_see_it(backend: CpuBackend
 
 
 @pytest.mark.parametrize("backend", [backend for name, backend in BACKENDS.items() if name != "reference"])
-@pytest.mark.parametrize("name", ["window", "chunk"])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("window", "a window of {} cells"),
+        ("chunk", "a chunk of {} cells"),
+        ("temperature_length", "a temperature that changes every {} cells"),
+    ],
+)
 @pytest.mark.parametrize("width", [-1, 2**30 + 1, 2**31, 2**63])
-def test_a_width_that_no_kernel_can_count_with_is_refused(backend: Backend, name: str, width: int) -> None:
+def test_a_width_that_no_kernel_can_count_with_is_refused(
+    backend: Backend, name: str, said: str, width: int
+) -> None:
     g = OneOp()
     replace(long_case(), **{name: width}).build(g)
-    refusal = f"a {name} of {width} cells is outside 0..{2**30}"
+    refusal = f"{said.format(width)} is outside 0..{2**30}"
     assert backend.refuses(g.program._ops[0]) == refusal  # pyright: ignore[reportPrivateUsage]
 
 

@@ -28,7 +28,17 @@ def test_rows_and_chunks_are_divided_by_their_root_mean_square(
 ) -> None:
     x, weight = normal(seed, n, n_chunk * k) * np.float32(scale), normal(seed + 1, k)
     got = run_one_op(backend, lambda g: g.program.rms_norm(g.input(x), g.weight(weight), EPS))
-    assert worst_ulp(got, rms_norm_ref(x, weight, EPS)) <= MAX_ULP
+    assert worst_ulp(got, rms_norm_ref(x, weight, k, EPS)) <= MAX_ULP
+
+
+@each_backend
+@given(n=st.integers(0, 5), n_chunk=st.integers(1, 3), k=st.integers(1, 300), seed=seeds)
+def test_without_a_weight_nothing_is_scaled(
+    backend: Backend, n: int, n_chunk: int, k: int, seed: int
+) -> None:
+    x = normal(seed, n, n_chunk * k)
+    got = run_one_op(backend, lambda g: g.program.unit_norm(g.input(x), k, EPS))
+    assert worst_ulp(got, rms_norm_ref(x, None, k, EPS)) <= MAX_ULP
 
 
 @each_backend
@@ -41,8 +51,8 @@ def test_a_residual_is_added_to_what_was_normalised(
     def build(g: OneOp) -> Tensor:
         return g.program.rms_norm(g.input(x), g.weight(weight), EPS, g.input(residual))
 
-    want = rms_norm_ref(x, weight, EPS, residual)
-    size = np.abs(rms_norm_ref(x, weight, EPS)) + np.abs(residual)  # of the terms: they may cancel
+    want = rms_norm_ref(x, weight, k, EPS, residual)
+    size = np.abs(rms_norm_ref(x, weight, k, EPS)) + np.abs(residual)  # of the terms: they may cancel
     assert np.all(np.abs(run_one_op(backend, build) - want) <= MAX_ULP * np.spacing(size))
 
 

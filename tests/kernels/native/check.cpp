@@ -61,10 +61,11 @@ public:
         return why_ == nullptr;
     }
 
-private:
     void fail(const char* why) {
         if (why_ == nullptr) why_ = why;
     }
+
+private:
     const char *isa_, *op_, *type_, *why_ = nullptr;
     double bound_, worst_ = 0.0;
     int n_ = 0;
@@ -126,6 +127,52 @@ bool check_matmul(const cpu::Kernels& isa, const Format& format) {
         for (const MatmulShape& shape : shapes) {
             const int64_t n_in = format.is_quantized() ? shape.blocks * format.block_n : 37 * shape.blocks;
             check_product(report, isa, MatmulProblem(Random(seed++), format, shape.n, n_in, shape.n_out, place));
+        }
+    }
+    return report.end();
+}
+
+bool check_scattered(const cpu::Kernels& isa, const Format& format) {
+    constexpr MatmulShape shapes[] = {{1, 3, 17}, {2, 2, 33}, {4, 9, 5}, {7, 3, 70}, {19, 2, 21}};
+    Report report(isa, "experts", format.name, 0.0);
+    for (const Place place : kPlaces) {
+        for (const MatmulShape& shape : shapes) {
+            const int64_t n_in = format.is_quantized() ? shape.blocks * format.block_n : 37 * shape.blocks;
+            const ScatteredProblem problem(Random(15), format, shape.n, n_in, shape.n_out, place);
+            const Buffer<float> products(shape.n * shape.n_out, place), want(problem.n_rows * shape.n_out, place),
+                got(want.size(), place);
+            // rows that no column names stay as they are
+            std::memset(want.data(), 0xa5, want.n_bytes());
+            std::memset(got.data(), 0xa5, got.n_bytes());
+            problem.multiply_in_order(isa, products);
+            problem.scatter(products, want);
+            problem.run(isa, got);
+            report.bits(got.data(), want.data(), got.n_bytes(), "differs from products in order");
+            report.whole(got);
+        }
+    }
+    return report.end();
+}
+
+bool check_route(const cpu::Kernels& isa, cpu::Gating gating, const char* name) {
+    Report report(isa, "route", name, 1e-13);
+    for (const Place place : kPlaces) {
+        for (const int64_t n_expert : {1, 7, 16, 33, 128}) {
+            const int64_t n = 5, n_used = n_expert < 8 ? 1 : 8;
+            const RouteProblem problem(Random(16), n, n_expert, n_used, gating, place);
+            const Buffer<int32_t> want_ids(n * n_used, place), got_ids(n * n_used, place);
+            const Buffer<float> want(n * n_used, place), got(n * n_used, place);
+            problem.run(portable, want_ids, want);
+            problem.run(isa, got_ids, got);
+            report.bits(got_ids.data(), want_ids.data(), got_ids.n_bytes(), "chooses others than the portable path");
+            report.whole(got_ids);
+            // the first row has a NaN
+            for (int64_t i = 0; i < n_used; i++) {
+                if (got[i] == got[i] || want[i] == want[i]) report.fail("hides a NaN");
+                got[i] = want[i] = 0.0f;
+            }
+            report.close(got, want);
+            report.whole(got);
         }
     }
     return report.end();
@@ -279,6 +326,11 @@ bool check_gate(const cpu::Kernels& isa, bool is_gelu) {
                           [&](int64_t n, Place place) { return GateProblem(Random(12), n, is_gelu, place); });
 }
 
+bool check_slot_sum(const cpu::Kernels& isa) {
+    return check_elements(isa, "slot_sum", "F32",
+                          [](int64_t n, Place place) { return SlotSumProblem(Random(17), n, place); });
+}
+
 bool check_softcap(const cpu::Kernels& isa) {
     return check_elements(isa, "softcap", "F32",
                           [](int64_t n, Place place) { return SoftCapProblem(Random(13), n, place); });
@@ -288,6 +340,11 @@ bool check(const cpu::Kernels& isa) {
     bool is_right = check_quantize(isa);
     for (const Format& format : kFormats) is_right &= check_rows(isa, format);
     for (const Format& format : kFormats) is_right &= check_matmul(isa, format);
+    for (const Format& format : kFormats) is_right &= check_scattered(isa, format);
+    is_right &= check_route(isa, cpu::Gating::Softmax, "softmax");
+    is_right &= check_route(isa, cpu::Gating::ChosenSoftmax, "chosen");
+    is_right &= check_route(isa, cpu::Gating::Sigmoid, "sigmoid");
+    is_right &= check_slot_sum(isa);
     is_right &= check_norm(isa);
     is_right &= check_rope(isa);
     for (const cpu::DType dtype : kCacheTypes) is_right &= check_store(isa, dtype);

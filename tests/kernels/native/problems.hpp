@@ -29,7 +29,7 @@ struct MatmulProblem {
     int64_t n_groups() const { return (n_in + cpu::ActGroup::kSize - 1) / cpu::ActGroup::kSize; }
 
     void quantize(const cpu::Kernels& kernels) const {
-        if (format.is_quantized()) kernels.quantize(x.data(), acts.data(), n, n_in, 0, n * n_groups());
+        if (format.is_quantized()) kernels.quantize({x.data(), nullptr, acts.data(), n, n_in}, 0, n * n_groups());
     }
     // Of activations that quantize() left, rows begin..end of the weight.
     void multiply(const cpu::Kernels& kernels, const Buffer<float>& out, int64_t begin, int64_t end) const {
@@ -43,10 +43,57 @@ struct MatmulProblem {
         const Buffer<cpu::ActGroup> own(n_groups(), place);
         const Buffer<float> scratch(cpu::matmul_scratch(1), place);
         const float* row = x.data() + col * n_in;
-        if (format.is_quantized()) kernels.quantize(row, own.data(), 1, n_in, 0, n_groups());
+        if (format.is_quantized()) kernels.quantize({row, nullptr, own.data(), 1, n_in}, 0, n_groups());
         kernels.matmul({row, own.data(), weight.data(), reinterpret_cast<const uint8_t*>(bias.data()),
                         residual.data() + col * n_out, out.data(), scratch.data(), 1, n_in, n_out, format.dtype},
                        0, n_out);
+    }
+};
+
+// The products of an expert: rows of x and of the result that lie apart, and what results are scaled by.
+struct ScatteredProblem {
+    MatmulProblem dense;    // the same products in order
+    int64_t n_rows;         // of x, and of the result
+    Buffer<int32_t> order;  // of each column, its row
+    Buffer<float> x, scales;
+
+    ScatteredProblem(Random random, const Format& format, int64_t n, int64_t n_in, int64_t n_out, Place place)
+        : dense(Random(random.bits()), format, n, n_in, n_out, place),
+          n_rows(2 * n),
+          order(n, place),
+          x(normals(random, n_rows * n_in, place)),
+          scales(normals(random, n_rows, place)) {
+        for (int64_t i = 0; i < n; i++) {
+            order[i] = static_cast<int32_t>(2 * (n - 1 - i) + random.below(2));
+            std::memcpy(x.data() + order[i] * n_in, dense.x.data() + i * n_in, static_cast<size_t>(n_in) * 4);
+        }
+    }
+    // out [n_rows, n_out]
+    void run(const cpu::Kernels& kernels, const Buffer<float>& out) const {
+        const MatmulProblem& d = dense;
+        if (d.format.is_quantized())
+            kernels.quantize({x.data(), order.data(), d.acts.data(), d.n, d.n_in}, 0, d.n * d.n_groups());
+        const Buffer<float> scratch(cpu::matmul_scratch(d.n), d.place);
+        cpu::MatmulArgs args = {x.data(),       d.acts.data(), d.weight.data(), nullptr, nullptr,       out.data(),
+                                scratch.data(), d.n,           d.n_in,          d.n_out, d.format.dtype};
+        args.x_rows = args.out_rows = order.data();
+        args.scales = scales.data();
+        kernels.matmul(args, 0, d.n_out);
+    }
+    // The same from the products in order.
+    void scatter(const Buffer<float>& products, const Buffer<float>& out) const {
+        for (int64_t i = 0; i < dense.n; i++) {
+            for (int64_t row = 0; row < dense.n_out; row++)
+                out[order[i] * dense.n_out + row] = products[i * dense.n_out + row] * scales[order[i]];
+        }
+    }
+    void multiply_in_order(const cpu::Kernels& kernels, const Buffer<float>& out) const {
+        const MatmulProblem& d = dense;
+        d.quantize(kernels);
+        const Buffer<float> scratch(cpu::matmul_scratch(d.n), d.place);
+        kernels.matmul({d.x.data(), d.acts.data(), d.weight.data(), nullptr, nullptr, out.data(), scratch.data(), d.n,
+                        d.n_in, d.n_out, d.format.dtype},
+                       0, d.n_out);
     }
 };
 
@@ -280,6 +327,33 @@ struct GateProblem {
     }
     void run(const cpu::Kernels& kernels, const Buffer<float>& out) const {
         kernels.gate({gate.data(), up.data(), out.data(), is_gelu}, 0, out.size());
+    }
+};
+
+// Logits of which some are equal, some not finite.
+struct RouteProblem {
+    int64_t n, n_expert, n_used;
+    cpu::Gating gating;
+    Buffer<float> logits;
+
+    RouteProblem(Random random, int64_t n, int64_t n_expert, int64_t n_used, cpu::Gating gating, Place place)
+        : n(n), n_expert(n_expert), n_used(n_used), gating(gating), logits(normals(random, n * n_expert, place)) {
+        for (int64_t i = 0; i + 5 < n * n_expert; i += 7) logits[i + 5] = logits[i];
+        for (int64_t i = 0; i < n_expert; i++) logits[i] = i % 3 == 0 ? __builtin_nanf("") : logits[i];
+    }
+    void run(const cpu::Kernels& kernels, const Buffer<int32_t>& ids, const Buffer<float>& weights) const {
+        kernels.route({logits.data(), ids.data(), weights.data(), n_expert, n_used, gating}, 0, n);
+    }
+};
+
+struct SlotSumProblem {
+    static constexpr int64_t kSlots = 3;
+    Buffer<float> x, residual;
+
+    SlotSumProblem(Random random, int64_t n, Place place)
+        : x(normals(random, kSlots * n, place)), residual(normals(random, n, place)) {}
+    void run(const cpu::Kernels& kernels, const Buffer<float>& out) const {
+        kernels.slot_sum({x.data(), residual.data(), out.data(), kSlots, out.size()}, 0, 1);
     }
 };
 
