@@ -15,12 +15,16 @@ from transformers import (
     Gemma3TextConfig,
     Lfm2Config,
     Lfm2ForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 LOCAL_ROPE_BASE = 10000.0  # of layers with a window
@@ -35,6 +39,8 @@ CLASSES = {
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
     "lfm2": (Lfm2Config, Lfm2ForCausalLM),
     "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
+    "qwen3moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM),
+    "llama4": (Llama4TextConfig, Llama4ForCausalLM),
 }
 NAMES = {
     "attn_norm": "input_layernorm",
@@ -68,7 +74,17 @@ LFM2_NAMES = {
     "shortconv.conv": "conv.conv",
     "shortconv.out_proj": "conv.out_proj",
 }
-OF_ARCH = {"gemma3": GEMMA3_NAMES, "lfm2": LFM2_NAMES}
+QWEN3MOE_NAMES = {"ffn_gate_inp": "mlp.gate"}
+LLAMA4_NAMES = {
+    "ffn_gate": "feed_forward.gate_proj",
+    "ffn_up": "feed_forward.up_proj",
+    "ffn_down": "feed_forward.down_proj",
+    "ffn_gate_inp": "feed_forward.router",
+    "ffn_gate_shexp": "feed_forward.shared_expert.gate_proj",
+    "ffn_up_shexp": "feed_forward.shared_expert.up_proj",
+    "ffn_down_shexp": "feed_forward.shared_expert.down_proj",
+}
+OF_ARCH = {"gemma3": GEMMA3_NAMES, "lfm2": LFM2_NAMES, "qwen3moe": QWEN3MOE_NAMES, "llama4": LLAMA4_NAMES}
 OUTER = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -120,6 +136,44 @@ def lfm2_config(tiny: t.Tiny) -> dict[str, object]:
     }
 
 
+def qwen3moe_config(tiny: t.Tiny) -> dict[str, object]:
+    """What only qwen3moe has, in the words of `transformers`."""
+    return {
+        "rope_parameters": rope_parameters(tiny),
+        "num_experts": tiny.n_expert,
+        "num_experts_per_tok": tiny.n_expert_used,
+        "moe_intermediate_size": tiny.n_ff_exp,
+        "norm_topk_prob": True,
+    }
+
+
+def llama4_config(tiny: t.Tiny) -> dict[str, object]:
+    """What only llama4 has, in the words of `transformers`."""
+    return {
+        "rope_parameters": rope_parameters(tiny),
+        "num_local_experts": tiny.n_expert,
+        "num_experts_per_tok": tiny.n_expert_used,
+        "intermediate_size": tiny.n_ff_exp,
+        "intermediate_size_mlp": tiny.n_ff,
+        "interleave_moe_layer_step": tiny.expert_step,
+        "attention_chunk_size": tiny.chunk,
+        "floor_scale": tiny.temperature_length,
+        "use_qk_norm": tiny.n_expert != 128,  # as files without a key for it are read
+    }
+
+
+def add_experts(found: dict[str, torch.Tensor], tiny: t.Tiny, layer: int) -> None:
+    """A layer's experts as `transformers` keeps them: gate and up in one, and for llama4 turned."""
+    made = t.weights(tiny)
+    gate, up, down = (made[f"blk.{layer}.ffn_{part}_exps.weight"] for part in ("gate", "up", "down"))
+    both = np.concatenate([gate, up], axis=1)
+    part = "mlp"
+    if tiny.arch == "llama4":
+        part, both, down = "feed_forward", both.swapaxes(1, 2), down.swapaxes(1, 2)
+    for name, value in (("gate_up_proj", both), ("down_proj", down)):
+        found[f"model.layers.{layer}.{part}.experts.{name}"] = torch.from_numpy(value.copy())
+
+
 def unpermute(weight: np.ndarray, n_head: int) -> np.ndarray:
     """From GGUF's order of a llama file (neighbours turn together) to that of `transformers` (halves do)."""
     n_out, n_in = weight.shape
@@ -136,6 +190,8 @@ def state_dict(tiny: t.Tiny) -> dict[str, torch.Tensor]:
         stem, kind = name.rsplit(".", 1)
         if stem.startswith("blk."):
             _, layer, part = stem.split(".", 2)
+            if part.endswith("_exps"):
+                continue
             if tiny.arch == "llama" and part in ("attn_q", "attn_k"):
                 value = unpermute(value, tiny.n_head if part == "attn_q" else tiny.n_head_kv)
             if part == "shortconv.conv":
@@ -143,6 +199,9 @@ def state_dict(tiny: t.Tiny) -> dict[str, torch.Tensor]:
             found[f"model.layers.{layer}.{names[part]}.{kind}"] = torch.from_numpy(value.copy())
         else:
             found[f"{OUTER[stem]}.{kind}"] = torch.from_numpy(value)
+    for layer in range(tiny.n_layer):
+        if tiny.has_experts(layer):
+            add_experts(found, tiny, layer)
     if tiny.is_tied:
         found["lm_head.weight"] = found["model.embed_tokens.weight"]
     return found
@@ -152,21 +211,26 @@ def logits(tiny: t.Tiny) -> np.ndarray:
     """[n_tokens, n_vocab] f32 of the fixed prompt."""
     make_config, make_model = CLASSES[tiny.arch]
     plain = {"rope_parameters": rope_parameters(tiny)}
-    more = {"gemma3": gemma3_config, "lfm2": lfm2_config}.get(tiny.arch, lambda _: plain)(tiny)
-    config = make_config(
-        vocab_size=tiny.n_vocab,
-        hidden_size=tiny.n_embd,
-        intermediate_size=tiny.n_ff,
-        num_hidden_layers=tiny.n_layer,
-        num_attention_heads=tiny.n_head,
-        num_key_value_heads=tiny.n_head_kv,
-        head_dim=tiny.head_dim,
-        max_position_embeddings=t.N_CTX,
-        rms_norm_eps=t.EPS,
-        tie_word_embeddings=tiny.is_tied,
-        attn_implementation="eager",
-        **more,
-    )
+    special = {
+        "gemma3": gemma3_config,
+        "lfm2": lfm2_config,
+        "qwen3moe": qwen3moe_config,
+        "llama4": llama4_config,
+    }
+    common = {
+        "vocab_size": tiny.n_vocab,
+        "hidden_size": tiny.n_embd,
+        "intermediate_size": tiny.n_ff,
+        "num_hidden_layers": tiny.n_layer,
+        "num_attention_heads": tiny.n_head,
+        "num_key_value_heads": tiny.n_head_kv,
+        "head_dim": tiny.head_dim,
+        "max_position_embeddings": t.N_CTX,
+        "rms_norm_eps": t.EPS,
+        "tie_word_embeddings": tiny.is_tied,
+        "attn_implementation": "eager",
+    }
+    config = make_config(**(common | special.get(tiny.arch, lambda _: plain)(tiny)))
     model = make_model(config).eval().to(torch.float32)
     model.load_state_dict(state_dict(tiny), strict=True)
     with torch.no_grad():

@@ -28,7 +28,7 @@ def opened(path: Path, layers: tuple[int, ...]) -> tuple[Model, CudaBackend]:
 
 
 @pytest.mark.parametrize("layers", [(0, 1, 2), (1, 2), (0,)], ids=["all", "upper", "lower"])
-@pytest.mark.parametrize("variant", ["qwen3", "lfm2-last"])
+@pytest.mark.parametrize("variant", ["qwen3", "lfm2-last", "qwen3moe", "llama4"])
 async def test_layers_on_a_device_give_the_tokens_of_the_host_alone(
     variant: str, layers: tuple[int, ...], tmp_path: Path
 ) -> None:

@@ -37,9 +37,9 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("pool") / "tiny.gguf")
 
 
-@pytest.fixture(scope="module", params=["qwen3", "gemma3", "lfm2"])
+@pytest.fixture(scope="module", params=["qwen3", "gemma3", "lfm2", "qwen3moe", "llama4"])
 def any_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of models whose layers see all, look back a window, or have a recurrent state."""
+    """Of models whose layers see all, look back a window or into their chunk, recur, or have experts."""
     variant: str = request.param
     return write_model(tmp_path_factory.mktemp(variant) / "tiny.gguf", t.VARIANTS[variant])
 

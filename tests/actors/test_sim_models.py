@@ -47,6 +47,7 @@ MODELS = {
     "q4_k": t.Tiny("qwen3", n_embd=256, head_dim=64, n_ff=512, n_layer=N_LAYER, seed=11),
     "gemma3": replace(t.VARIANTS["gemma3"], n_layer=N_LAYER, period=2),
     "lfm2": replace(t.VARIANTS["lfm2"], n_layer=N_LAYER),
+    "llama4": replace(t.VARIANTS["llama4"], n_layer=N_LAYER, expert_step=2),
 }
 LAYOUTS = {
     "all on one": (A, A, A, A, A),
@@ -99,9 +100,10 @@ def requests(tiny: t.Tiny) -> list[Generate]:
         ("q4_k", OPTIONS),
         ("gemma3", OPTIONS),
         ("lfm2", OPTIONS),
+        ("llama4", OPTIONS),
         ("qwen3", LoadOptions(n_ctx=64, n_batch=16, n_parallel=3, kv_type="q8_0")),
     ],
-    ids=["llama", "tied", "q4_k", "gemma3", "lfm2", "q8_0 cache"],
+    ids=["llama", "tied", "q4_k", "gemma3", "lfm2", "llama4", "q8_0 cache"],
 )
 async def test_every_layout_gives_the_tokens_of_the_host_alone(
     name: str,

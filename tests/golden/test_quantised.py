@@ -17,7 +17,11 @@ SIZES = {
     "gemma3": t.Tiny(
         "gemma3", n_embd=256, head_dim=64, n_ff=512, is_tied=True, rope_base=1e6, window=5, period=2, seed=12
     ),
-}
+    "llama4": t.Tiny(
+        "llama4", n_embd=256, head_dim=64, n_ff=512, n_expert=4, n_expert_used=2, n_ff_exp=256, expert_step=2,
+        chunk=5, temperature_length=3, seed=13,
+    ),
+}  # fmt: skip
 KINDS = [
     *(Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0),
     *(Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K),
@@ -32,8 +36,8 @@ def as_kind(kind: Kind, values: F32, rng: np.random.Generator) -> Raw:
     """The matrix in the format: converted where the format holds any number, random blocks otherwise."""
     if kind in (Kind.F16, Kind.BF16):
         return gguf.quants.quantize(values, kind).tobytes(), kind
-    rows, columns = values.shape
-    return random_blocks(kind, (rows, columns), float(values.std()), rng), kind
+    columns = values.shape[-1]
+    return random_blocks(kind, (values.size // columns, columns), float(values.std()), rng), kind
 
 
 def dequantised(raw: Raw, shape: tuple[int, ...]) -> F32:
@@ -56,7 +60,7 @@ def expected_and_path(
     rng = np.random.default_rng(int(kind))
     folder = tmp_path_factory.mktemp(kind.name)
     plain = t.weights(sizes)
-    raw = {name: as_kind(kind, values, rng) for name, values in plain.items() if values.ndim == 2}
+    raw = {name: as_kind(kind, values, rng) for name, values in plain.items() if values.ndim > 1}
     t.write(
         folder / "f32.gguf",
         sizes,

@@ -38,6 +38,12 @@ class Tiny:
     logit_softcap: float = 0.0
     n_tap: int = 0  # of convolutions, which layers have that are not in `attends`
     attends: tuple[int, ...] = ()
+    n_expert: int = 0  # in layers that are not dense
+    n_expert_used: int = 0
+    n_ff_exp: int = 0
+    expert_step: int = 1  # from one layer with experts to the next
+    chunk: int = 0  # tokens, of layers that see their own chunk
+    temperature_length: int = 0
     seed: int = 1
 
     @property
@@ -48,6 +54,10 @@ class Tiny:
     def is_conv(self, layer: int) -> bool:
         """Whether the layer is a convolution."""
         return self.n_tap > 0 and layer not in self.attends
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether the layer is not dense."""
+        return self.n_expert > 0 and (layer + 1) % self.expert_step == 0
 
     @property
     def is_local(self) -> list[bool]:
@@ -78,6 +88,31 @@ VARIANTS: Mapping[str, Tiny] = {
     ),
     "lfm2": Tiny("lfm2", n_layer=5, is_tied=True, rope_base=1e6, n_tap=3, attends=(2, 4), seed=11),
     "lfm2-last": Tiny("lfm2", n_layer=3, is_tied=True, rope_base=1e6, n_tap=4, attends=(0,), seed=12),
+    "qwen3moe": Tiny("qwen3moe", head_dim=32, n_expert=8, n_expert_used=3, n_ff_exp=32, n_layer=3, seed=13),
+    "llama4": Tiny(
+        "llama4",
+        n_layer=5,
+        rope_base=5e5,
+        n_expert=4,
+        n_expert_used=1,
+        n_ff_exp=64,
+        chunk=5,
+        temperature_length=3,
+        seed=14,
+    ),
+    "llama4-interleaved": Tiny(
+        "llama4",
+        n_layer=4,
+        rope_base=5e5,
+        llama3_factor=8.0,
+        n_expert=128,
+        n_expert_used=2,
+        n_ff_exp=32,
+        expert_step=2,
+        chunk=7,
+        temperature_length=4,
+        seed=15,
+    ),
     "gemma3-capped": Tiny(
         "gemma3",
         n_layer=3,
@@ -120,13 +155,8 @@ def shapes(tiny: Tiny) -> dict[str, tuple[int, ...]]:
                 "attn_v": (kv, tiny.n_embd),
                 "attn_output": (tiny.n_embd, q),
             }
-        layer |= {
-            "ffn_norm": (tiny.n_embd,),
-            "ffn_gate": (tiny.n_ff, tiny.n_embd),
-            "ffn_up": (tiny.n_ff, tiny.n_embd),
-            "ffn_down": (tiny.n_embd, tiny.n_ff),
-        }
-        if tiny.arch in ("qwen3", "gemma3", "lfm2") and not tiny.is_conv(i):
+        layer |= {"ffn_norm": (tiny.n_embd,), **feed_forward_shapes(tiny, i)}
+        if tiny.arch in ("qwen3", "qwen3moe", "gemma3", "lfm2") and not tiny.is_conv(i):
             layer |= {"attn_q_norm": (tiny.head_dim,), "attn_k_norm": (tiny.head_dim,)}
         if tiny.arch == "gemma3":
             layer |= {"post_attention_norm": (tiny.n_embd,), "post_ffw_norm": (tiny.n_embd,)}
@@ -137,6 +167,24 @@ def shapes(tiny: Tiny) -> dict[str, tuple[int, ...]]:
     if not tiny.is_tied:
         found["output.weight"] = (tiny.n_vocab, tiny.n_embd)
     return found
+
+
+def feed_forward_shapes(tiny: Tiny, layer: int) -> dict[str, tuple[int, ...]]:
+    """Of one layer, dense or with experts."""
+
+    def parts(n_ff: int, suffix: str, *outer: int) -> dict[str, tuple[int, ...]]:
+        return {
+            f"ffn_gate{suffix}": (*outer, n_ff, tiny.n_embd),
+            f"ffn_up{suffix}": (*outer, n_ff, tiny.n_embd),
+            f"ffn_down{suffix}": (*outer, tiny.n_embd, n_ff),
+        }
+
+    if not tiny.has_experts(layer):
+        return parts(tiny.n_ff, "")
+    found = parts(tiny.n_ff_exp, "_exps", tiny.n_expert)
+    if tiny.arch == "llama4":
+        found |= parts(tiny.n_ff_exp, "_shexp")
+    return {"ffn_gate_inp": (tiny.n_expert, tiny.n_embd), **found}
 
 
 def weights(tiny: Tiny) -> dict[str, F32]:
@@ -203,6 +251,14 @@ def write(
         writer.add_sliding_window_pattern(tiny.period)
     if tiny.logit_softcap:
         writer.add_final_logit_softcapping(tiny.logit_softcap)
+    if tiny.n_expert:
+        writer.add_expert_count(tiny.n_expert)
+        writer.add_expert_used_count(tiny.n_expert_used)
+        writer.add_expert_feed_forward_length(tiny.n_ff_exp)
+    if tiny.arch == "llama4":
+        writer.add_interleave_moe_layer_step(tiny.expert_step)
+        writer.add_uint32("llama4.attention.chunk_size", tiny.chunk)
+        writer.add_uint32("llama4.attention.temperature_length", tiny.temperature_length)
     add_vocabulary(writer, tiny.n_vocab)
     every = dict(tensors)
     if tiny.llama3_factor > 0:
@@ -212,7 +268,7 @@ def write(
         if isinstance(value, tuple):
             raw, kind = value
             writer.add_tensor(
-                name, np.frombuffer(raw, np.uint8).reshape(all_shapes[name][0], -1), raw_dtype=kind
+                name, np.frombuffer(raw, np.uint8).reshape(*all_shapes[name][:-1], -1), raw_dtype=kind
             )
         else:
             writer.add_tensor(name, value)

@@ -118,8 +118,10 @@ TOKENS = ("<unk>", "<s>", "</s>", "a", "b", "ab", "c", " ")
 
 def model_metadata(arch: str = "llama") -> dict[str, bytes]:
     """Metadata of a tiny model that passes every check; tests change one key."""
+    experts = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 8}
     return {
         "general.architecture": string(arch),
+        **{f"{arch}.{name}": u32(value) for name, value in experts.items() if arch in ("qwen3moe", "llama4")},
         "general.name": string("tiny"),
         f"{arch}.block_count": u32(2),
         f"{arch}.context_length": u32(128),

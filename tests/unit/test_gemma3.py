@@ -96,7 +96,7 @@ def test_queries_are_scaled_by_head_dim_but_in_the_27b_by_the_width_per_head() -
     assert read_hparams(gemma3(**sizes, block_count=u32(62))).attn_scale == (16 // 4) ** -0.5
 
 
-def rotations(file: GGUFFile) -> list[Rotation]:
+def rotations(file: GGUFFile) -> list[Rotation | None]:
     hparams: Hparams = read_hparams(file)
     family = family_of("gemma3")
     return list(family.read_rotations(file, hparams, family.rope_style))

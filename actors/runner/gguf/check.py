@@ -14,14 +14,15 @@ from actors.errors import Unsupported
 from actors.runner import _native
 from actors.runner.gguf.reader import GGUFFile
 
-FAMILIES = ("llama", "qwen2", "qwen3", "gemma3", "lfm2")
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma3", "lfm2", "qwen3moe", "llama4")
+WITH_EXPERTS = ("qwen3moe", "llama4")
 # Bounds a few times above the largest model known, so that products of sizes stay far below 2^63.
 MAX_LAYERS = 1024
 MAX_EMBD = 1 << 18
 MAX_FF = 1 << 20
 MAX_HEADS = 4096
 MAX_HEAD_DIM = 4096
-MAX_EXPERTS = 4096
+MAX_EXPERTS = 1024  # that kernels choose from
 MAX_VOCAB = 1 << 22
 MAX_CTX = 1 << 24
 MAX_TEMPLATE_BYTES = 1 << 18  # the longest in use are some tens of KiB
@@ -138,6 +139,10 @@ def _check_experts(file: GGUFFile, arch: str) -> None:
     n_used = file.get_int(f"{arch}.expert_used_count", 0)
     if not 0 <= n_used <= n_expert <= MAX_EXPERTS:
         file.fail(f"uses {n_used} of {n_expert} experts ('{arch}.expert_used_count'), expected at most all")
+    if arch in WITH_EXPERTS:
+        _bounded(file, f"{arch}.expert_count", MAX_EXPERTS)
+        _bounded(file, f"{arch}.expert_used_count", n_expert)
+        _bounded(file, f"{arch}.expert_feed_forward_length", MAX_FF)
 
 
 def _check_vocab_rows(file: GGUFFile, arch: str, n_vocab: int) -> None:

@@ -74,19 +74,23 @@ class Attention(Module):
     v: Linear = gguf("attn_v", "kv_width", "n_embd", bias=None)
     output: Linear = gguf("attn_output", "n_embd", "q_width", bias=None)
 
-    def queries(self, x: Tensor) -> Tensor:
+    def queries(self, x: Tensor, layer: int) -> Tensor:
         """[n_tokens, q_width], before rope."""
+        del layer
         return self.q(x)
 
-    def keys(self, x: Tensor) -> Tensor:
+    def keys(self, x: Tensor, layer: int) -> Tensor:
         """[n_tokens, kv_width], before rope."""
+        del layer
         return self.k(x)
 
     def join(self, mixed: Tensor, residual: Tensor) -> Tensor:
         """What the heads found [n_tokens, q_width], added to the residual stream."""
         return self.output(mixed, residual)
 
-    def __call__(self, batch: Batch, layer: int, rotation: Rotation, x: Tensor, residual: Tensor) -> Tensor:
+    def __call__(
+        self, batch: Batch, layer: int, rotation: Rotation | None, x: Tensor, residual: Tensor
+    ) -> Tensor:
         """Attention of normalised x, added to the residual stream."""
         g, h = self.builder, self.hparams
         window, chunk = h.window_of(layer), h.chunk_of(layer)
@@ -94,8 +98,9 @@ class Attention(Module):
         shape = (pages.n_cells, h.kv_width)
         k_state = g.state(f"cache_k.{layer}", shape, batch.cache.dtype)
         v_state = g.state(f"cache_v.{layer}", shape, batch.cache.dtype)
-        q = g.rope(self.queries(x), batch.positions, h.head_dim, rotation)
-        k, v = self.keys(x), self.v(x)
+        q, k, v = self.queries(x, layer), self.keys(x, layer), self.v(x)
+        if rotation is not None:
+            q = g.rope(q, batch.positions, h.head_dim, rotation)
         g.store_kv(
             k,
             v,
@@ -119,6 +124,8 @@ class Attention(Module):
             scale=h.attn_scale,
             window=window,
             chunk=chunk,
+            temperature=h.temperature if rotation is None else 0.0,
+            temperature_length=h.temperature_length if rotation is None else 0,
         )
         return self.join(mixed, residual)
 
@@ -168,14 +175,24 @@ class Input(Module):
 class Mixer(Protocol):
     """What mixes the inputs of a sequence in one layer: attention, or what stands in its place."""
 
-    def __call__(self, batch: Batch, layer: int, rotation: Rotation, x: Tensor, residual: Tensor) -> Tensor:
+    def __call__(
+        self, batch: Batch, layer: int, rotation: Rotation | None, x: Tensor, residual: Tensor
+    ) -> Tensor:
+        """Of normalised x [n_tokens, n_embd], added to the residual stream."""
+        ...
+
+
+class Transform(Protocol):
+    """What changes each input by itself in one layer: a feed-forward part, or experts."""
+
+    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
         """Of normalised x [n_tokens, n_embd], added to the residual stream."""
         ...
 
 
 MixerMaker = Callable[[Weights, str], Mixer]
 HeadMaker = Callable[[Weights], Head]
-FeedForwardMaker = Callable[[Weights, str], FeedForward]
+FeedForwardMaker = Callable[[Weights, str], Transform]
 
 
 class Parts(NamedTuple):
@@ -185,18 +202,19 @@ class Parts(NamedTuple):
     feed_forward: FeedForwardMaker = FeedForward
     recurrent: MixerMaker | None = None  # in layers where `Hparams.is_recurrent`
     head: HeadMaker = Head
+    experts: FeedForwardMaker | None = None  # in layers where `Hparams.has_experts`
 
 
 def build(
     file: GGUFFile,
     hparams: Hparams,
     cache: CacheShape,
-    rotations: Sequence[Rotation],
+    rotations: Sequence[Rotation | None],
     parts: Parts,
 ) -> Program:
     """The program of a decoder: inputs of `Batch` -> output "logits" [n_outputs, n_vocab].
 
-    rotations: of each layer.
+    rotations: of each layer; None where positions are not known.
     """
     g = ProgramBuilder(hparams.n_layer)
     weights = Weights(file, hparams, g)
@@ -213,7 +231,9 @@ def build(
             x = mixer(weights, prefix)(batch, layer, rotations[layer], norms.attn(x), x)
             if layer == hparams.n_layer - 1:
                 x = g.rows(x, batch.outputs)  # later positions need only what this layer keeps
-            x = parts.feed_forward(weights, prefix)(norms.ffn(x), x)
+            transform = parts.experts if hparams.has_experts(layer) else parts.feed_forward
+            assert transform is not None, "only families that have experts read of them"
+            x = transform(weights, prefix)(norms.ffn(x), x)
     with g.in_layer(hparams.n_layer):
         x = parts.head(weights).norm(x)
         is_tied = not weights.has("output.weight")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from actors.errors import Unsupported
 from actors.runner.cache.shape import CacheShape
 from actors.runner.gguf.reader import GGUFFile
-from actors.runner.models import gemma3, lfm2, llama, qwen2, qwen3
+from actors.runner.models import gemma3, lfm2, llama, llama4, qwen2, qwen3, qwen3moe
 from actors.runner.models.decoder import Parts, build
 from actors.runner.models.hparams import Hparams, read_sizes
 from actors.runner.models.rope import read_base, read_rotation
@@ -27,7 +27,7 @@ class Family:
     parts: Parts
     rope_style: RopeStyle
     read_hparams: Callable[[GGUFFile], Hparams] = read_sizes
-    read_rotations: Callable[[GGUFFile, Hparams, RopeStyle], Sequence[Rotation]] = read_one_rotation
+    read_rotations: Callable[[GGUFFile, Hparams, RopeStyle], Sequence[Rotation | None]] = read_one_rotation
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -44,6 +44,17 @@ FAMILIES: Mapping[str, Family] = {
         Parts(qwen3.Qwen3Attention, recurrent=lfm2.ShortConv, head=lfm2.Lfm2Head),
         lfm2.ROPE_STYLE,
         lfm2.read_hparams,
+    ),
+    "qwen3moe": Family(
+        Parts(qwen3.Qwen3Attention, experts=qwen3moe.Qwen3MoeExperts),
+        qwen3moe.ROPE_STYLE,
+        qwen3moe.read_hparams,
+    ),
+    "llama4": Family(
+        Parts(llama4.Llama4Attention, experts=llama4.Llama4Experts),
+        llama4.ROPE_STYLE,
+        llama4.read_hparams,
+        llama4.read_rotations,
     ),
 }
 

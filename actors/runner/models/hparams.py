@@ -30,6 +30,13 @@ class Hparams:
     recurrent: tuple[bool, ...] = ()  # see `is_recurrent`
     embd_scale: float = 1.0  # of a token's embedding on its way in
     logit_softcap: float = 0.0  # 0: none
+    n_expert: int = 0  # of a layer that has any
+    n_expert_used: int = 0  # of them, for a row
+    n_ff_exp: int = 0  # units of one expert
+    experts: tuple[bool, ...] = ()  # see `has_experts`
+    is_unit_normed: bool = False  # queries and keys, without weights
+    temperature: float = 0.0  # of queries in layers without rope, see `kernels.ops.attention`
+    temperature_length: int = 0  # 0: they are as they are
 
     @property
     def q_width(self) -> int:
@@ -50,6 +57,10 @@ class Hparams:
         """Whether the layer has a state of one size in place of attention."""
         return bool(self.recurrent) and self.recurrent[layer]
 
+    def has_experts(self, layer: int) -> bool:
+        """Whether the layer has experts in place of a feed-forward part."""
+        return bool(self.experts) and self.experts[layer]
+
     def window_of(self, layer: int) -> int:
         """Cells before its own that a row of this layer sees; 0: all of them."""
         return self.windows[layer]
@@ -59,10 +70,13 @@ class Hparams:
         return self.chunks[layer]
 
 
-def read_sizes(file: GGUFFile) -> Hparams:
-    """Sizes from `<arch>.*`; ModelError names a missing key, Unsupported what this build does not run."""
+def read_sizes(file: GGUFFile, *, has_experts: bool = False) -> Hparams:
+    """Sizes from `<arch>.*`; ModelError names a missing key, Unsupported what this build does not run.
+
+    has_experts: whether the family has experts, of whom it reads itself.
+    """
     arch = file.get_str("general.architecture")
-    if file.get_int(f"{arch}.expert_count", 0) > 0:
+    if not has_experts and file.get_int(f"{arch}.expert_count", 0) > 0:
         raise Unsupported(
             f"{arch} with experts is not implemented", where=f"{file.name}: {arch}.expert_count"
         )

@@ -25,7 +25,9 @@ class ShortConv(Module):
     conv: Layer = gguf("shortconv.conv", "n_embd", "n_tap")
     output: Linear = gguf("shortconv.out_proj", "n_embd", "n_embd")
 
-    def __call__(self, batch: Batch, layer: int, rotation: Rotation, x: Tensor, residual: Tensor) -> Tensor:
+    def __call__(
+        self, batch: Batch, layer: int, rotation: Rotation | None, x: Tensor, residual: Tensor
+    ) -> Tensor:
         """Of normalised x, added to the residual stream; positions do not matter."""
         del rotation
         h = self.hparams

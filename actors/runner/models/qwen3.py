@@ -17,10 +17,12 @@ class Qwen3Attention(Attention):
     q_norm: RMSNorm = gguf("attn_q_norm", "head_dim")
     k_norm: RMSNorm = gguf("attn_k_norm", "head_dim")
 
-    def queries(self, x: Tensor) -> Tensor:
+    def queries(self, x: Tensor, layer: int) -> Tensor:
         """Normed per head, before rope."""
+        del layer
         return self.q_norm(self.q(x))
 
-    def keys(self, x: Tensor) -> Tensor:
+    def keys(self, x: Tensor, layer: int) -> Tensor:
         """Normed per head, before rope."""
+        del layer
         return self.k_norm(self.k(x))

@@ -1,0 +1,35 @@
+"""qwen3moe: qwen3 with experts in every layer, whose weights are shares among the chosen.
+
+arXiv:2505.09388, section 2.  Files of this family say nothing of shares: all its models divide by their sum.
+"""
+
+from typing import ClassVar
+
+from actors.errors import Unsupported
+from actors.runner.gguf.reader import GGUFFile
+from actors.runner.models.experts import SOFTMAX, Experts, read_experts
+from actors.runner.models.hparams import Hparams, read_sizes
+from kernels.ops.experts import Gating
+
+ROPE_STYLE = "neox"
+
+
+class Qwen3MoeExperts(Experts):
+    """x [n_tokens, n_embd] -> [n_tokens, n_embd]."""
+
+    gating: ClassVar[Gating] = "chosen_softmax"
+
+
+def read_hparams(file: GGUFFile) -> Hparams:
+    """Sizes; Unsupported for shares among all experts, and for experts that every row goes through."""
+    sizes = read_experts(file, read_sizes(file, has_experts=True), gating_func=SOFTMAX)
+    for name, is_known in (
+        ("expert_weights_norm", file.get_bool("qwen3moe.expert_weights_norm", True)),
+        ("expert_shared_count", file.get_int("qwen3moe.expert_shared_count", 0) == 0),
+    ):
+        if not is_known:
+            raise Unsupported(
+                f"qwen3moe with {name} {file.metadata[f'qwen3moe.{name}']} is not implemented",
+                where=f"{file.name}: qwen3moe.{name}",
+            )
+    return sizes
