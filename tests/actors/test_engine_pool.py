@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import trio
 
 from actors.protocol import DoneReason, Generate, Logprob, Sampling
 from actors.runner.cache.rows import ZERO
+from actors.runner.cache.shape import PAGE_SIZE
 from actors.runner.engine import Engine
 from actors.runner.forward import Drawn, Part
 from actors.runner.lookup import Lookup
@@ -41,7 +43,10 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def any_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of models whose layers see all, look back a window or into their chunk, recur, or have experts."""
     variant: str = request.param
-    return write_model(tmp_path_factory.mktemp(variant) / "tiny.gguf", t.VARIANTS[variant])
+    tiny = t.VARIANTS[variant]
+    if tiny.chunk:  # chunks that begin and end within pages, and are longer than one
+        tiny = replace(tiny, chunk=PAGE_SIZE + 8)
+    return write_model(tmp_path_factory.mktemp(variant) / "tiny.gguf", tiny)
 
 
 def check_pages(engine: Engine) -> None:

@@ -192,17 +192,17 @@ class Transform(Protocol):
 
 MixerMaker = Callable[[Weights, str], Mixer]
 HeadMaker = Callable[[Weights], Head]
-FeedForwardMaker = Callable[[Weights, str], Transform]
+TransformMaker = Callable[[Weights, str], Transform]
 
 
 class Parts(NamedTuple):
     """What a family's layers are made of."""
 
     attention: MixerMaker
-    feed_forward: FeedForwardMaker = FeedForward
+    feed_forward: TransformMaker = FeedForward
     recurrent: MixerMaker | None = None  # in layers where `Hparams.is_recurrent`
     head: HeadMaker = Head
-    experts: FeedForwardMaker | None = None  # in layers where `Hparams.has_experts`
+    experts: TransformMaker | None = None  # in layers where `Hparams.has_experts`
 
 
 def build(
