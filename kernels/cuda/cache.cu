@@ -1,46 +1,9 @@
 // Keys and values: written into pages, and attended to (kernels/ops/attention.py has the layout).
 
-#include "blocks.cuh"
+#include "cells.cuh"
 #include "common.cuh"
 
 #define MAX_LANES 8  // dimensions of a head that a lane sums up: heads of up to 256
-#define BLOCK 32     // dimensions that share a scale in q8_0
-
-// One key/value head in one page.
-struct Region {
-    u8* at;
-    int page_size, head_dim;
-
-    __device__ inline u16* scales() const { return (u16*)(at + page_size * head_dim); }
-};
-
-__device__ inline i64 region_bytes(int dtype, int page_size, int head_dim) {
-    const i64 n = (i64)page_size * head_dim;
-    return dtype == F32 ? 4 * n : dtype == F16 ? 2 * n : n / BLOCK * (BLOCK + 2);
-}
-
-__device__ inline Region region_of(u8* state, int dtype, int page, int n_kv, int kv, int page_size, int head_dim) {
-    return {state + ((i64)page * n_kv + kv) * region_bytes(dtype, page_size, head_dim), page_size, head_dim};
-}
-
-// Dimension d of the cell at `in` of a page, as it is kept.
-template <int kIsKeys>
-__device__ inline int place(const Region& r, int in, int d) {
-    return kIsKeys ? d * r.page_size + in : in * r.head_dim + d;
-}
-
-template <int kIsKeys>
-__device__ inline int level_place(const Region& r, int in, int d) {
-    return kIsKeys ? (d / 4 * r.page_size + in) * 4 + d % 4 : in * r.head_dim + d;
-}
-
-template <int kIsKeys>
-__device__ inline float read(const Region& r, int dtype, int in, int d) {
-    if (dtype == F32) return ((const float*)r.at)[place<kIsKeys>(r, in, d)];
-    if (dtype == F16) return half_to_float(((const u16*)r.at)[place<kIsKeys>(r, in, d)]);
-    return half_to_float(r.scales()[d / BLOCK * r.page_size + in]) *
-           (float)((const i8*)r.at)[level_place<kIsKeys>(r, in, d)];
-}
 
 // A warp writes `value`, dimension d of a cell, where is_there; q8_0 has 32 neighbours in the 32 lanes.
 template <int kIsKeys>
@@ -83,13 +46,6 @@ KERNEL store_kv(const float* k, const float* v, const int* positions, const int*
         write<1>(keys, dtype, in, d, key, is_there);
         write<0>(values, dtype, in, d, is_there ? from_v[d] : 0.0f, is_there);
     }
-}
-
-// The first cell that a row sees whose own is the one before `stop`: it looks back a window, or into its chunk.
-__device__ inline int first_seen(int stop, int window, int chunk) {
-    const int by_window = window > 0 && stop - window - 1 > 0 ? stop - window - 1 : 0;
-    const int by_chunk = chunk > 0 ? (stop - 1) / chunk * chunk : 0;
-    return by_window > by_chunk ? by_window : by_chunk;
 }
 
 // What is known of a row's query at one head after some cells (arXiv:2205.14135): the largest score, the weights'
@@ -174,7 +130,7 @@ KERNEL attention(const float* q, u8* k_state, u8* v_state, const int* tables, co
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, n_group = n_head / n_kv;
     const int n_warp = blockDim.x / WARP, group_step = n_warp / warps_per_head;
     const int stop = n_visible[row], first = first_seen(stop, window, chunk);
-    if (temperature_length > 0) scale *= 1.0f + temperature * logf(1.0f + (float)(stop / temperature_length));
+    scale *= sharpening(stop, temperature, temperature_length);
     const int begin = piece * piece_cells, end = begin + piece_cells < stop ? begin + piece_cells : stop;
     const int* table = tables + (i64)rows[row] * dim_of(n_pages, dims);
     const int is_empty = begin >= stop || end <= first;
