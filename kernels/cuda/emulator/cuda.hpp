@@ -21,6 +21,7 @@
 
 #define __device__
 #define __global__
+#define __launch_bounds__(...)
 #define __restrict__ __restrict
 #define __align__(n) alignas(n)
 #define KERNEL extern "C" void
@@ -35,6 +36,14 @@ struct alignas(16) int4 {
     int x, y, z, w;
 };
 inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
+struct alignas(8) int2 {
+    int x, y;
+};
+inline int2 make_int2(int x, int y) { return {x, y}; }
+struct alignas(8) float2 {
+    float x, y;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
 
 extern "C" {
 extern unsigned char __start_emulated_shared[] __attribute__((weak)), __stop_emulated_shared[] __attribute__((weak));
@@ -68,10 +77,24 @@ struct Fiber {
     bool is_done = false;
     long n_barriers = 0;   // reached
     long n_exchanges = 0;  // of its warp, reached
+    int vote = 0;          // in `barrier_or`
+};
+
+// What a lane gives to its warp.
+struct Given {
+    alignas(8) unsigned char bytes[24];
+
+    template <class T>
+    T as() const {
+        static_assert(sizeof(T) <= sizeof bytes, "more than a lane can give");
+        T value;
+        std::memcpy(&value, bytes, sizeof value);
+        return value;
+    }
 };
 
 struct Exchange {
-    unsigned long long lanes[2][kWarp];  // of this exchange and the one before: some may still read that
+    Given lanes[2][kWarp];  // of this exchange and the one before: some may still read that
 };
 
 struct Block {
@@ -165,16 +188,29 @@ inline void barrier() {
     }
 }
 
+// The same; whether it is so for any.
+inline bool barrier_or(bool is_so) {
+    Block& b = block();
+    b.current->vote = is_so;
+    barrier();
+    bool is_any = false;
+    for (int i = 0; i < b.n_threads; i++) is_any |= !b.fibers[i].is_done && b.fibers[i].vote;
+    barrier();  // votes stay until all have counted them
+    return is_any;
+}
+
 // Give a value to the warp and wait until its lanes have given theirs; the lanes' values.
-inline const unsigned long long* exchange(unsigned mask, unsigned long long value) {
+template <class T>
+const Given* exchange(unsigned mask, const T& value) {
     Block& b = block();
     Fiber& me = *b.current;
     const int warp = me.index / kWarp, lane = me.index % kWarp;
     if (!(mask >> lane & 1)) fail("a lane takes part in an exchange whose mask leaves it out");
     const long mine = ++me.n_exchanges;
     b.has_moved = true;
-    unsigned long long* lanes = b.warps[warp].lanes[mine % 2];
-    lanes[lane] = value;
+    Given* lanes = b.warps[warp].lanes[mine % 2];
+    static_assert(sizeof value <= sizeof lanes->bytes, "more than a lane can give");
+    std::memcpy(lanes[lane].bytes, &value, sizeof value);
     while (true) {
         bool are_all_here = true;
         for (int i = 0; i < kWarp; i++) {
@@ -190,17 +226,8 @@ inline const unsigned long long* exchange(unsigned mask, unsigned long long valu
 }
 
 template <class T>
-unsigned long long bits_of(T value) {
-    unsigned long long bits = 0;
-    std::memcpy(&bits, &value, sizeof value);
-    return bits;
-}
-
-template <class T>
 T shuffle(unsigned mask, T value, int from) {
-    const unsigned long long bits = exchange(mask, bits_of(value))[from & (kWarp - 1)];
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
+    return exchange(mask, value)[from & (kWarp - 1)].template as<T>();
 }
 
 inline unsigned next_random(unsigned& state) { return state = state * 1664525u + 1013904223u; }
@@ -279,6 +306,7 @@ void launch_kernel(void (*kernel)(A...), const unsigned* sizes, size_t shared_by
 #define gridDim (emulator::block().grid)
 
 inline void __syncthreads() { emulator::barrier(); }
+inline int __syncthreads_or(int is_so) { return emulator::barrier_or(is_so != 0); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { emulator::exchange(mask, 0); }
 template <class T>
 T __shfl_sync(unsigned mask, T value, int from) {
@@ -288,13 +316,16 @@ template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int with) {
     return emulator::shuffle(mask, value, (emulator::block().current->index ^ with) & (emulator::kWarp - 1));
 }
-inline int __any_sync(unsigned mask, int is_so) {
-    const unsigned long long* lanes = emulator::exchange(mask, is_so != 0);
+inline unsigned __ballot_sync(unsigned mask, int is_so) {
+    const emulator::Given* lanes = emulator::exchange(mask, is_so);
+    unsigned ballot = 0;
     for (int i = 0; i < emulator::kWarp; i++)
-        if (mask >> i & 1 && lanes[i]) return 1;
-    return 0;
+        if (mask >> i & 1 && lanes[i].as<int>()) ballot |= 1u << i;
+    return ballot;
 }
+inline int __any_sync(unsigned mask, int is_so) { return __ballot_sync(mask, is_so) != 0; }
 inline int __all_sync(unsigned mask, int is_so) { return !__any_sync(mask, !is_so); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
 
 inline int __dp4a(int a, int b, int c) {
     for (int i = 0; i < 4; i++) c += static_cast<int8_t>(a >> 8 * i) * static_cast<int8_t>(b >> 8 * i);
@@ -324,10 +355,9 @@ inline float __fsub_rn(float a, float b) { return a - b; }
 inline float half_to_float(unsigned short bits) {
     const unsigned sign = static_cast<unsigned>(bits & 0x8000) << 16, exponent = bits >> 10 & 31,
                    mantissa = bits & 1023;
-    if (exponent == 31) return __int_as_float(static_cast<int>(sign | 0x7f800000u | mantissa << 13));
-    const float value = exponent ? std::ldexp(static_cast<float>(mantissa | 1024), static_cast<int>(exponent) - 25)
-                                 : std::ldexp(static_cast<float>(mantissa), -24);
-    return sign ? -value : value;
+    if (exponent == 0) return (sign ? -0x1p-24f : 0x1p-24f) * static_cast<float>(mantissa);
+    const unsigned biased = exponent == 31 ? 255 : exponent + 112;
+    return __int_as_float(static_cast<int>(sign | biased << 23 | mantissa << 13));
 }
 inline unsigned short float_to_half(float value) {
     const unsigned bits = static_cast<unsigned>(__float_as_int(value)), sign = bits >> 16 & 0x8000;
@@ -342,4 +372,42 @@ inline unsigned short float_to_half(float value) {
     unsigned biased = static_cast<unsigned>(exponent + 14);
     if (mantissa == 2048) mantissa = 1024, biased++;
     return static_cast<unsigned short>(sign | biased << 10 | (mantissa & 1023));
+}
+inline unsigned halves_of(float low, float high) {
+    return float_to_half(low) | static_cast<unsigned>(float_to_half(high)) << 16;
+}
+
+// Matrix instructions; device.cuh says which lane holds what.
+namespace emulator {
+
+inline float half_at(unsigned word, int i) { return half_to_float(static_cast<unsigned short>(word >> 16 * i)); }
+
+struct Factors {
+    unsigned a[4], b[2];
+};
+
+}  // namespace emulator
+
+inline void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    const emulator::Given* lanes = emulator::exchange(~0u, emulator::Factors{{a[0], a[1], a[2], a[3]}, {b0, b1}});
+    const int lane = emulator::block().current->index % emulator::kWarp, g = lane / 4, t = lane % 4;
+    for (int k = 0; k < 16; k++) {
+        const int pair = k % 8 / 2;  // of lanes, which holds this of a row or column
+        const emulator::Factors row = lanes[4 * g + pair].as<emulator::Factors>();
+        for (int col = 0; col < 2; col++) {
+            const emulator::Factors column = lanes[4 * (2 * t + col) + pair].as<emulator::Factors>();
+            const float b = emulator::half_at(column.b[k / 8], k % 2);
+            for (int half = 0; half < 2; half++)
+                c[2 * half + col] += emulator::half_at(row.a[k / 8 * 2 + half], k % 2) * b;
+        }
+    }
+}
+inline void load_transposed(unsigned (&to)[4], const unsigned short* row) {
+    const emulator::Given* lanes = emulator::exchange(~0u, row);
+    const int lane = emulator::block().current->index % emulator::kWarp, g = lane / 4, t = lane % 4;
+    for (int m = 0; m < 4; m++) {
+        const auto* even = lanes[8 * m + 2 * t].as<const unsigned short*>();
+        const auto* odd = lanes[8 * m + 2 * t + 1].as<const unsigned short*>();
+        to[m] = even[g] | static_cast<unsigned>(odd[g]) << 16;
+    }
 }

@@ -81,14 +81,7 @@ class EmulatedDriver:
         """One after the other."""
         for work in works:
             assert not isinstance(work, Gemm), "there is no library here"
-            library = _library(self._cache_dir, module_of(work.kernel), work.type_name)
-            sizes = (ctypes.c_uint * 6)(*work.grid, work.n_threads, 1, 1)
-            values = [np.array([arg]) for arg in work.args]
-            args = (ctypes.c_void_p * len(values))(*[value.ctypes.data for value in values])
-            if 0 not in work.grid:
-                getattr(library, f"emulate_{work.kernel}")(
-                    sizes, ctypes.c_size_t(work.shared_bytes), ctypes.c_uint(self._seed), args
-                )
+            emulate(_library(self._cache_dir, module_of(work.kernel), work.type_name), work, self._seed)
 
     def record(self, works: Sequence[Work]) -> "EmulatedGraph":
         """To be run again."""
@@ -107,16 +100,31 @@ class EmulatedGraph:
         self._driver.run(self._works)
 
 
+def emulate(library: ctypes.CDLL, launch: Launch, seed: int) -> None:
+    """Run a kernel of a library that `compiled` made."""
+    sizes = (ctypes.c_uint * 6)(*launch.grid, launch.n_threads, 1, 1)
+    values = [np.array([arg]) for arg in launch.args]
+    args = (ctypes.c_void_p * len(values))(*[value.ctypes.data for value in values])
+    if 0 not in launch.grid:
+        run = getattr(library, f"emulate_{launch.kernel}")
+        run(sizes, ctypes.c_size_t(launch.shared_bytes), ctypes.c_uint(seed), args)
+
+
 @cache
 def _library(cache_dir: Path, module: str, type_name: str) -> ctypes.CDLL:
-    """The module compiled as C++; RuntimeError with the compiler's words."""
-    exports = "\n".join(f"EMULATED({kernel})" for kernel in kernels_of(module))
-    text = f"{source_of(module, type_name, is_emulated=True)}\n{exports}\n"
+    """The module compiled as C++."""
+    text = source_of(module, type_name, is_emulated=True)
+    return compiled(cache_dir, f"{module}-{type_name or 'all'}", text, kernels_of(module))
+
+
+def compiled(cache_dir: Path, name: str, source: str, kernels: Sequence[str]) -> ctypes.CDLL:
+    """The source, the emulator's header before it, as a library; RuntimeError with the compiler's words."""
+    text = "\n".join([source, *(f"EMULATED({kernel})" for kernel in kernels), ""])
     compiler = os.environ.get("CXX", "g++")
     command = [compiler, *FLAGS, *FLAGS_OFF]
     digest = hashlib.sha256("\0".join([*command, text]).encode()).hexdigest()[:16]
     cache_dir.mkdir(parents=True, exist_ok=True)
-    path = cache_dir / f"{module}-{type_name or 'all'}-{digest}.so"
+    path = cache_dir / f"{name}-{digest}.so"
     if not path.exists():
         part = path.with_suffix(f".{os.getpid()}.part")
         done = subprocess.run(
@@ -127,8 +135,6 @@ def _library(cache_dir: Path, module: str, type_name: str) -> ctypes.CDLL:
             check=False,
         )
         if done.returncode:
-            raise RuntimeError(
-                f"{module} {type_name} does not compile for the emulator:\n{done.stderr[:4000]}"
-            )
+            raise RuntimeError(f"{name} does not compile for the emulator:\n{done.stderr[:4000]}")
         part.replace(path)
     return ctypes.CDLL(str(path))
