@@ -9,10 +9,11 @@ from kernels.dtype import DType
 
 FOLDER = Path(__file__).parent
 PLAIN_TYPES = ("F32", "F16", "BF16")
-MODULES = ("elements", "cache", "activations", "products")
+MODULES = ("elements", "cache", "tiled_attention", "activations", "products")
 _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
 _KERNEL = re.compile(r"^KERNEL (\w+)\(", re.MULTILINE)
-_MADE = re.compile(r"^MATVEC\((\d+), \d\)$", re.MULTILINE)
+_MADE = re.compile(r"^(MATVEC|TILED)\((\d+)(?:, \d)*\)$", re.MULTILINE)
+_STEMS = {"MATVEC": "matvec", "TILED": "tiled_attention"}  # of what these macros make
 
 
 @cache
@@ -32,7 +33,7 @@ def source_of(module: str, type_name: str = "", *, is_emulated: bool = False) ->
 def kernels_of(module: str) -> list[str]:
     """The kernels' names, in order."""
     text = (FOLDER / f"{module}.cu").read_text()
-    return [*_KERNEL.findall(text), *(f"matvec_{n}" for n in _MADE.findall(text))]
+    return [*_KERNEL.findall(text), *(f"{_STEMS[macro]}_{n}" for macro, n in _MADE.findall(text))]
 
 
 def _expanded(text: str, seen: set[str]) -> str:

@@ -33,6 +33,10 @@ SPLIT_ROWS = 64  # with more rows, each attends to its cells in one piece: there
 PIECE_CELLS = 128  # of one piece otherwise
 MAX_PIECES = 64
 WARPS_PER_BLOCK = 16
+TILED_ROWS = 17  # from so many on attention goes by tiles
+TILED_TYPES = (DType.F16, DType.Q8_0)
+TILED_DIMS = (64, 128, 256)  # of a head, that there is a kernel for
+TILE_CELLS, LINES_PER_WARP, WARPS_OF_TILE = 32, 16, 4  # in the kernels as STEP, LINES
 MAX_HEAD_DIM = 256
 MAX_TAPS = 16
 ALIGNMENT = 256
@@ -212,9 +216,6 @@ def _store_kv(op: StoreKV, place: Place, values: Bounds) -> Sequence[Work]:
 
 def _attention(op: Attention, place: Place, values: Bounds) -> Sequence[Work]:
     n_head, n_kv = op.q.width // op.head_dim, op.k_state.width // op.head_dim
-    n_group = n_head // n_kv
-    warps_per_head = max(1, WARPS_PER_BLOCK // n_group)
-    n_warps = warps_per_head * min(n_group, WARPS_PER_BLOCK)
     n_piece, piece_cells = _pieces(op, place.bounds)
     n = value_of(op.q.shape[0], values)
     partials = place.scratch if n_piece > 1 else ABSENT
@@ -225,12 +226,15 @@ def _attention(op: Attention, place: Place, values: Bounds) -> Sequence[Work]:
             np.int32, (op.k_state.dtype.ggml_id, n_head, n_kv, op.head_dim, op.page_size, op.window, op.chunk)
         ),
         *map(np.float32, (op.scale, op.softcap, op.temperature)),
-        *map(np.int32, (op.temperature_length, piece_cells, n_piece, warps_per_head)),
-        _dim(place, op.q.shape[0]),
-        *_dims(place, op.tables.shape[1]),
+        *map(np.int32, (op.temperature_length, piece_cells, n_piece)),
     ]
-    shared_bytes = n_warps * (2 * op.head_dim + 2) * 4
-    works: list[Work] = [_launch("attention", "", (n_piece, n_kv, n), n_warps * WARP, args, shared_bytes)]
+    sizes = [_dim(place, op.q.shape[0]), *_dims(place, op.tables.shape[1])]
+    tile_rows = _tile_rows(op, place.bounds)
+    if tile_rows:
+        n_slot = min(tile_rows, max(1, value_of(op.tables.shape[0], values)))
+        works = [_tiled(op, (n_piece, n_kv, _blocks(n, tile_rows) * n_slot), args, tile_rows, n_slot, sizes)]
+    else:
+        works = [_row_by_row(op, (n_piece, n_kv, n), args, sizes)]
     if n_piece > 1:
         merging = [
             partials,
@@ -240,6 +244,66 @@ def _attention(op: Attention, place: Place, values: Bounds) -> Sequence[Work]:
         ]
         works.append(_launch("merge", "", (n_head, n, 1), min(N_THREADS, _up(op.head_dim, WARP)), merging))
     return works
+
+
+def _tile_rows(op: Attention, bounds: Bounds) -> int:
+    """Rows of a tile; 0 where a warp for each row and head does it.
+
+    That is so in plans of few rows, which are recorded and cut their cells into the more pieces; for caches
+    of f32, whose exactness f16 factors would take; and for heads, pages and groups that the tiles' sixteen
+    dimensions, eight cells and lines do not fit.
+    """
+    n_group = op.q.width // op.k_state.width
+    is_tiled = (
+        value_of(op.q.shape[0], bounds) >= TILED_ROWS
+        and op.k_state.dtype in TILED_TYPES
+        and op.head_dim % 16 == 0
+        and op.page_size % 8 == 0
+        and n_group <= _tile_lines(op)
+    )
+    return min(WARP, _tile_lines(op) // n_group) if is_tiled else 0
+
+
+def _tile_lines(op: Attention) -> int:
+    """Query heads of rows that four warps take, each 16: of large heads two warps the same."""
+    return WARPS_OF_TILE * LINES_PER_WARP // _warps_per_line(op)
+
+
+def _warps_per_line(op: Attention) -> int:
+    return 1 if op.head_dim <= TILED_DIMS[1] else 2
+
+
+def _tiled(
+    op: Attention,
+    grid: tuple[int, int, int],
+    args: Sequence[Pointer | np.generic],
+    tile_rows: int,
+    n_slot: int,
+    sizes: Sequence[Pointer | np.generic],
+) -> Work:
+    """n_slot: blocks for the sequences that may be among the `tile_rows` rows of one."""
+    n_warps = _blocks(tile_rows * op.q.width // op.k_state.width, LINES_PER_WARP) * _warps_per_line(op)
+    most = next(dims for dims in TILED_DIMS if op.head_dim <= dims)
+    keys, cells = op.head_dim * (TILE_CELLS + 8), TILE_CELLS * (op.head_dim + 8)
+    shared_bytes = 2 * (keys + cells)
+    if _warps_per_line(op) > 1:
+        shared_bytes += LINES_PER_WARP * n_warps * WARP * 4
+    args = [*args, np.int32(tile_rows), np.int32(n_slot), *sizes]
+    return _launch(f"tiled_attention_{most}", "", grid, n_warps * WARP, args, shared_bytes)
+
+
+def _row_by_row(
+    op: Attention,
+    grid: tuple[int, int, int],
+    args: Sequence[Pointer | np.generic],
+    sizes: Sequence[Pointer | np.generic],
+) -> Work:
+    n_group = op.q.width // op.k_state.width
+    warps_per_head = max(1, WARPS_PER_BLOCK // n_group)
+    n_warps = warps_per_head * min(n_group, WARPS_PER_BLOCK)
+    shared_bytes = n_warps * (2 * op.head_dim + 2) * 4
+    args = [*args, np.int32(warps_per_head), *sizes]
+    return _launch("attention", "", grid, n_warps * WARP, args, shared_bytes)
 
 
 def _pieces(op: Attention, bounds: Bounds) -> tuple[int, int]:

@@ -264,9 +264,9 @@ def test_any_number_of_threads_gives_the_same_bits(isa: str, dtype: DType, windo
         np.testing.assert_array_equal(whole[i : i + 1], case.run(eight, slice(i, i + 1)))
 
 
-@each_cpu
+@each_backend
 @pytest.mark.parametrize("dtype", PLAIN)
-def test_an_infinite_value_reaches_only_the_rows_that_see_it(backend: CpuBackend, dtype: DType) -> None:
+def test_an_infinite_value_reaches_only_the_rows_that_see_it(backend: Backend, dtype: DType) -> None:
     case = line_case(dtype, 40, 40)
     clean = case.run(backend)
     cell = case.cache.cells_of(case.tables[0], 40)[20:21]
