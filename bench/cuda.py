@@ -1,4 +1,4 @@
-"""`python -m bench.cuda`: a GPU's limits, then what products and whole models of ours attain of them.
+"""`python -m bench.cuda`: a GPU's limits; what products, attention and whole models of ours attain of them.
 
 Needs CuPy and a GPU, and nothing built: models are programs over random weights, which no file holds.
 """
@@ -54,6 +54,8 @@ def main(arguments: Sequence[str]) -> int:
     bandwidth = _limits(cupy)
     if "products" in options.only:
         _products(cupy, driver, bandwidth, options)
+    if "attention" in options.only:
+        _attention(cupy, driver)
     for name in options.shapes:
         for file_type in options.types.split(","):
             if "models" in options.only:
@@ -145,6 +147,60 @@ def _product_s(
     for pointer in (*needed.values(), scratch):
         driver.free(pointer)
     return seconds / len(copies)
+
+
+def _attention(cupy: Any, driver: CupyDriver) -> None:  # noqa: ANN401  # CuPy has no types
+    """A layer's, of an 8B model's prompt; a cache of f32 is attended to row by row."""
+    print("| attention | cache | rows | after | us | TFLOP/s |\n|---|---|---|---|---|---|")
+    shape = SHAPES["8B"]
+    for dtype in (DType.F16, DType.Q8_0, DType.F32):
+        for n, depth in ((64, 4000), (512, 0), (512, 3584), (2048, 0)):
+            seconds = _attention_s(cupy, driver, shape, dtype, n, depth)
+            flops = 4 * shape.q_width * n * (depth + (n + 1) / 2) / seconds
+            cells = f"{shape.n_head}x{shape.head_dim} / {shape.n_head_kv} | {dtype.name} | {n} | {depth}"
+            print(f"| {cells} | {1e6 * seconds:.1f} | {flops / TERA:.1f} |", flush=True)
+    print()
+
+
+def _attention_s(cupy: Any, driver: CupyDriver, shape: Shape, dtype: DType, n: int, depth: int) -> float:  # noqa: ANN401
+    """Seconds for the last n positions of a sequence of depth + n."""
+    g = ProgramBuilder(1)
+    n_pages = -(-(depth + n) // PAGE_SIZE)
+    q, rows, n_visible = (
+        g.input("q", (n, shape.q_width), DType.F32),
+        *(g.input(name, (n,)) for name in ("rows", "n_visible")),
+    )
+    tables = g.input("tables", (1, n_pages))
+    k_state, v_state = (g.state(name, (n_pages * PAGE_SIZE, shape.kv_width), dtype) for name in "kv")
+    out = g.attention(
+        q, k_state, v_state, tables, rows, n_visible,
+        head_dim=shape.head_dim, page_size=PAGE_SIZE, scale=shape.head_dim**-0.5,
+    )  # fmt: skip
+    g.output("out", out)
+    op = g.build().ops[0]
+    rng = np.random.default_rng(5)
+    small = [
+        rng.integers(0, 60, state.n_bytes({}), np.uint8) for state in (k_state, v_state)
+    ]  # finite in any type
+    given: dict[Tensor, Array] = {
+        q: rng.standard_normal((n, shape.q_width), np.float32),
+        rows: np.zeros(n, np.int32),
+        n_visible: np.arange(depth + 1, depth + n + 1, dtype=np.int32),
+        tables: rng.permutation(n_pages).astype(np.int32),
+        k_state: small[0],
+        v_state: small[1],
+    }
+    pointers = {t: driver.allocate(t.n_bytes({})) for t in (*given, out)}
+    for tensor, array in given.items():
+        driver.upload(pointers[tensor], array.reshape(-1).view(np.uint8))
+    scratch = driver.allocate(max(512, scratch_bytes(op, {}, has_gemm=True)))
+    works = works_of([op], Place(pointers.__getitem__, scratch, (), {}, scratch, {}, has_gemm=True), {})
+    driver.prepare(works)
+    with driver.stream:
+        seconds = _timed(cupy, lambda: driver.run(works))
+    for pointer in (*pointers.values(), scratch):
+        driver.free(pointer)
+    return seconds
 
 
 def _llama(shape: Shape, file_type: str, n_cells: int) -> Program:
@@ -333,7 +389,7 @@ def _inputs(shape: Shape, depths: Sequence[int], n_new: int, n_cells: int) -> di
 def _parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m bench.cuda", description=__doc__)
     add = made.add_argument
-    add("--only", default="products,models")
+    add("--only", default="products,attention,models")
     llamas = [name for name, shape in SHAPES.items() if shape.arch == "llama"]
     add("--shapes", nargs="+", choices=llamas, default=["8B"])
     add("--types", default="Q4_K_M", help="Q4_K_M, Q8_0, F16")
