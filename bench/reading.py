@@ -18,8 +18,8 @@ import numpy as np
 
 from actors.runner.gguf.reader import map_file
 from actors.runner.progress import Phase, unheard
-from actors.runner.reading import CHUNK_BYTES, N_READERS, Wanted, identity_of, read
-from kernels.memory import HostMemory
+from actors.runner.reading import CHUNK_BYTES, N_READERS, STAGING_BYTES, Wanted, identity_of, read
+from kernels.memory import Bytes, HostMemory
 
 N_ROUNDS = 5
 PLAIN_BYTES = 8 << 20  # of one plain read
@@ -97,7 +97,13 @@ def plain(path: Path) -> None:
 def to_device(path: Path) -> None:
     """As for weights of a device."""
     n_bytes = path.stat().st_size
-    read(str(path), identity_of(path.stat()), [Wanted(0, n_bytes, (device_of(n_bytes),), None)], unheard)
+    read(
+        str(path),
+        identity_of(path.stat()),
+        [Wanted(0, n_bytes, (device_of(n_bytes),), None)],
+        staging(),
+        unheard,
+    )
 
 
 @lru_cache(maxsize=1)
@@ -106,11 +112,17 @@ def device_of(n_bytes: int) -> HostMemory:
     return HostMemory(np.ones(n_bytes, np.uint8))
 
 
+@lru_cache(maxsize=1)
+def staging() -> Bytes:
+    """What a load reads into, which is there before it, too."""
+    return np.ones(STAGING_BYTES, np.uint8)
+
+
 def to_host(path: Path) -> None:
     """As for weights of the host."""
     n_bytes = path.stat().st_size
     mapped = memoryview(map_file(path))
-    read(str(path), identity_of(path.stat()), [Wanted(0, n_bytes, (), mapped)], unheard)
+    read(str(path), identity_of(path.stat()), [Wanted(0, n_bytes, (), mapped)], staging(), unheard)
 
 
 def given_up_s(path: Path) -> float:
@@ -125,7 +137,7 @@ def given_up_s(path: Path) -> float:
             raise GivenUp
 
     try:
-        read(str(path), identity_of(path.stat()), [Wanted(0, n_bytes, (target,), None)], tell)
+        read(str(path), identity_of(path.stat()), [Wanted(0, n_bytes, (target,), None)], staging(), tell)
     except GivenUp:
         return time.perf_counter() - asked_s[0]
     raise AssertionError("it was read to the end")

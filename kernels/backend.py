@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from kernels.memory import Allocations, Buffer, Memory
+from kernels.memory import Allocations, Buffer, Bytes, Memory
 from kernels.ops.op import Op
 from kernels.tensor import Bounds, Tensor
 
@@ -95,6 +95,17 @@ class Backend(Protocol):
 
     def allocate(self, n_bytes: int, label: str) -> Buffer:
         """Memory filled with zeros on an open device; OutOfMemory when there is none."""
+        ...
+
+    def pin(self, data: Bytes) -> None:
+        """Keep memory of the host where it is, so that devices of this library copy from it by themselves.
+
+        Until `unpin`, on an open device.  PinError: the system refuses.
+        """
+        ...
+
+    def unpin(self, data: Bytes) -> None:
+        """Undo `pin`, once no copy from there is under way."""
         ...
 
     def bind(self, binding: Binding) -> Segment:

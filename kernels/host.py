@@ -46,6 +46,12 @@ class HostBackend:
     def close(self) -> None:
         """Nothing to do."""
 
+    def pin(self, data: Bytes) -> None:
+        """Nothing to do: its copies are its own."""
+
+    def unpin(self, data: Bytes) -> None:
+        """Nothing to do."""
+
 
 class HostBuffer:
     """Host memory, counted.  It goes back when `free` was called and the last view of its array is gone."""

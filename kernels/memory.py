@@ -25,6 +25,10 @@ class OutOfMemory(MemoryError):
         self.label = label
 
 
+class PinError(RuntimeError):
+    """Memory of the host cannot be pinned; the message says why."""
+
+
 @dataclass(slots=True)
 class Allocations:
     """Counters of one device's allocator."""
@@ -69,12 +73,42 @@ class Memory(Protocol):
         """
         ...
 
+    def start_upload(self, data: Bytes) -> "Pending":
+        """Begin to put data [at most n_bytes] from the host at the beginning, beside all other work.
+
+        Data may change, and the device's work may use what arrived, once the copy is done.  From memory that
+        is pinned (`kernels.backend.Backend.pin`) the device copies by itself.
+        """
+        ...
+
     def download(self, into: Bytes) -> None:
         """Fill `into` [at most n_bytes] on the host from the beginning.
 
         It comes after all work that the device was given before, and is done when this returns.
         """
         ...
+
+
+class Pending(Protocol):
+    """Something that a device does by itself, which the host may wait for."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it is over; asks without waiting."""
+        ...
+
+    def wait(self) -> None:
+        """Until it is over."""
+        ...
+
+
+class Done:
+    """Satisfies `Pending` for what was done at once."""
+
+    is_done = True
+
+    def wait(self) -> None:
+        """No reason to."""
 
 
 class Buffer(Protocol):
@@ -108,6 +142,11 @@ class HostMemory:
     def upload(self, data: Bytes) -> None:
         """See `Memory`."""
         self.array[: data.nbytes] = data
+
+    def start_upload(self, data: Bytes) -> Done:
+        """See `Memory`."""
+        self.upload(data)
+        return Done()
 
     def download(self, into: Bytes) -> None:
         """See `Memory`."""

@@ -1,8 +1,10 @@
 """What a model takes of its devices: contexts, weights that cannot stay mapped, caches, compute buffers.
 
-All of it is taken at once, before anything is read, and nothing is taken afterwards.
+All of it is taken at once, before anything is read, and nothing is taken afterwards.  What the readers read
+into is given back when they are done.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
@@ -10,13 +12,15 @@ from typing import NamedTuple
 import numpy as np
 
 from actors.runner.gguf.reader import GGUFFile
-from actors.runner.memory import GRAPH, Attempt
+from actors.runner.memory import GRAPH, STAGING, Attempt, is_overhead
 from actors.runner.progress import Tell
-from actors.runner.reading import Wanted
+from actors.runner.reading import STAGING_BYTES, Wanted
 from actors.runner.weights import Block
 from kernels.backend import Backend
-from kernels.memory import Buffer, HostMemory, Memory
+from kernels.memory import Buffer, Bytes, HostMemory, Memory, PinError, host_array
 from kernels.plan import Plan
+
+log = logging.getLogger(__name__)
 
 
 class Need(NamedTuple):
@@ -28,8 +32,8 @@ class Need(NamedTuple):
     n_bytes: int
 
 
-def needs_of(plans: Sequence[Plan], blocks: Sequence[Block]) -> Iterator[Need]:
-    """Everything a model allocates: weights, then caches, then the larger compute buffer of each device."""
+def needs_of(plans: Sequence[Plan], blocks: Sequence[Block], host: str) -> Iterator[Need]:
+    """Everything a model allocates: weights, caches, the larger compute buffer of each device, staging."""
     for block in blocks:
         if not block.is_mapped:
             yield Need(block.device, block.label, block.label, block.n_bytes)
@@ -40,18 +44,21 @@ def needs_of(plans: Sequence[Plan], blocks: Sequence[Block]) -> Iterator[Need]:
         n_bytes = max(plan.graph_bytes[device] for plan in plans)
         if n_bytes:
             yield Need(device, GRAPH, GRAPH, n_bytes)
+    yield Need(host, STAGING, STAGING, STAGING_BYTES)
 
 
 class Allocation:
     """The memory of one model, taken by `take` and given back by `free`."""
 
     def __init__(
-        self, plans: Sequence[Plan], blocks: Sequence[Block], backends: Mapping[str, Backend]
+        self, plans: Sequence[Plan], blocks: Sequence[Block], backends: Mapping[str, Backend], host: str
     ) -> None:
-        self._needs = list(needs_of(plans, blocks))
+        self._needs = list(needs_of(plans, blocks, host))
         self._blocks = blocks
         self._backends = backends
+        self._host = host
         self._undo = ExitStack()
+        self._staged = ExitStack()
         self._buffers: dict[tuple[str, str], Buffer] = {}  # by device and name
 
     def take(self, attempt: Attempt, tell: Tell) -> None:
@@ -68,11 +75,28 @@ class Allocation:
             tell("allocating", done_bytes, total_bytes)
             self._allocate(need, attempt)
             done_bytes += need.n_bytes
+        self._pin()
+
+    def free_staging(self) -> None:
+        """Give back what only a load needs; nothing where it was."""
+        self._staged.close()
 
     def free(self) -> None:
         """Give everything back, the contexts last."""
+        self.free_staging()
         self._buffers = {}
         self._undo.close()
+
+    @property
+    def staging(self) -> Bytes:
+        """What the readers read into, [STAGING_BYTES], until `free_staging`."""
+        return host_array(self._buffers[self._host, STAGING].memory)
+
+    def overhead_bytes(self, device: str) -> int:
+        """What is planned of a device that is neither weights nor cache nor compute buffer."""
+        backend = self._backends[device]
+        overhead = (n for n in self._needs if n.device == device and is_overhead(n.label))
+        return sum(backend.round_up(need.n_bytes) for need in overhead)
 
     @property
     def graphs(self) -> dict[str, Memory]:
@@ -115,9 +139,21 @@ class Allocation:
         backend = self._backends[need.device]
         before_bytes = backend.allocations.given_bytes
         buffer = backend.allocate(need.n_bytes, need.label)
-        self._undo.callback(buffer.free)
+        (self._staged if need.label == STAGING else self._undo).callback(buffer.free)
         self._buffers[need.device, need.name] = buffer
         attempt.measure(need.device, need.label, backend.allocations.given_bytes - before_bytes)
+
+    def _pin(self) -> None:
+        """Let devices copy from staging by themselves, where there is one and the system lets it."""
+        device = next((backend for backend in self._backends.values() if not backend.is_host), None)
+        if device is None:
+            return
+        try:
+            device.pin(self.staging)
+        except PinError as exc:
+            log.warning("%s loads slowly, through memory that is not pinned: %s", device.name, exc)
+            return
+        self._staged.callback(device.unpin, self.staging)
 
     def _memory(self, need: Need) -> Memory:
         return self._buffers[need.device, need.name].memory

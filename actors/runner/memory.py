@@ -10,6 +10,7 @@ from kernels.backend import Backend
 from kernels.plan import Plan
 
 GRAPH = "graph"
+STAGING = "staging"  # what a load reads into
 # A tokenizer keeps hash maps over the file's strings; measured with the 128k-token vocabulary of llama 3
 TOKENIZER_BYTES_PER_TOKEN = 250
 
@@ -31,7 +32,7 @@ class Sizes:
 class Attempt:
     """What an allocation has done so far, by (device, label).
 
-    Labels are `weights.<layer>`, `cache.<layer>` and GRAPH; all others, such as CONTEXT, are overhead.
+    Labels are `weights.<layer>`, `cache.<layer>` and GRAPH; all others (CONTEXT, STAGING) are overhead.
     """
 
     measured: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
@@ -61,7 +62,7 @@ def memory_report(
 ) -> MemoryReport:
     """Planned bytes are the allocator's roundings of what the plans need; measured bytes were given.
 
-    overhead: what each device's context and libraries were expected to take when this was planned.
+    overhead: what each device's context, libraries and other buffers were expected to take when planned.
     """
     weights = {(block.device, block.layer): _weights(block, backends, attempt) for block in blocks}
     cache: dict[tuple[str, int], int] = defaultdict(int)
@@ -126,14 +127,16 @@ def _weights(block: Block, backends: Mapping[str, Backend], attempt: Attempt) ->
 
 
 def _overhead(planned_bytes: int, attempt: Attempt, backend: Backend) -> MemoryItem:
-    """Everything that the device says we hold and that is no buffer."""
-    if any(device == backend.name and not _is_buffer(label) for device, label in attempt.failed):
+    """Everything that the device says we hold, but for the buffers of weights, caches and graphs."""
+    if any(device == backend.name and is_overhead(label) for device, label in attempt.failed):
         return MemoryItem(planned_bytes, 0, "failed")
     if not any(device == backend.name for device, _ in attempt.measured):
         return MemoryItem(planned_bytes)
-    now_bytes = max(0, backend.held_bytes() - backend.allocations.given_bytes)
-    return MemoryItem(planned_bytes, now_bytes, "allocated")
+    buffers = backend.allocations.by_label.items()
+    buffer_bytes = sum(n_bytes for label, n_bytes in buffers if not is_overhead(label))
+    return MemoryItem(planned_bytes, max(0, backend.held_bytes() - buffer_bytes), "allocated")
 
 
-def _is_buffer(label: str) -> bool:
-    return label == GRAPH or label.startswith(("weights.", "cache."))
+def is_overhead(label: str) -> bool:
+    """Whether a buffer counts as overhead."""
+    return label != GRAPH and not label.startswith(("weights.", "cache."))

@@ -78,11 +78,12 @@ class Model:
         # the smaller plan first: decoding reuses memory that stays in the processor's cache
         self._plans = plans(program, placement, backends, [self._bounds(n) for n in self._buckets()])
         self._blocks = blocks_of(self._plans[-1], placement, backends)
+        self._allocation = Allocation(self._plans, self._blocks, backends, placement.input)
         self._overhead = {
             device: expected_overhead_bytes(backend, self.hparams.n_vocab)
+            + self._allocation.overhead_bytes(device)
             for device, backend in backends.items()
         }
-        self._allocation = Allocation(self._plans, self._blocks, backends)
         self.attempt = Attempt()
 
     @classmethod
@@ -192,7 +193,8 @@ class Model:
         ModelError: the file cannot be read, or no tokenizer can be made of its vocabulary.
         """
         wanted = self._allocation.wanted(self._file)
-        read(self._source.path, self._source.identity, wanted, tell)
+        read(self._source.path, self._source.identity, wanted, self._allocation.staging, tell)
+        self._allocation.free_staging()
         total_bytes = sum(tensor.n_bytes for tensor in wanted)
         tell("finalising", total_bytes, total_bytes)
         while not self._source.has_tokenizer(LOOK_S):

@@ -1,22 +1,24 @@
 """Brings tensors of a file where they are used: into the page cache for the host, copied to other devices.
 
-Several readers take chunks in the order of the file, each with a handle and a buffer of its own.  Whoever
-asked for the load looks on, tells how far it is, and may leave at any time: a reader that waits for the disk
-then delivers nothing any more, so that the memory may be freed under it.
+Several readers take chunks in the order of the file, each with a handle and two buffers of its own: one is
+filled while devices copy from the other.  Whoever asked for the load looks on, tells how far it is, and may
+leave at any time: a reader that waits for the disk then delivers nothing any more, and copies that have begun
+are waited for, so that the memory may be freed under it.
 """
 
 import os
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from itertools import cycle
 from typing import NamedTuple
-
-import numpy as np
 
 from actors.errors import ModelError
 from actors.runner.pages import resident_bytes, touch
 from actors.runner.progress import Tell
-from kernels.memory import Bytes, Memory
+from kernels.memory import Bytes, Memory, Pending
 
 # `python -m bench.reading` with a virtual disk of 1.5 GB/s and 2 MiB of second-level cache a core: chunks of
 # 64 KiB to 2 MiB all gave 1.4 to 1.6 GB/s, one handle in order the same, and one size differs by as much from
@@ -24,8 +26,11 @@ from kernels.memory import Bytes, Memory
 # Faster disks, which are said to want several requests at a time, have not been measured.
 CHUNK_BYTES = 512 << 10
 N_READERS = 4
+N_BUFFERS = 2  # of each reader
+STAGING_BYTES = N_READERS * N_BUFFERS * CHUNK_BYTES
 LOOK_S = 0.02  # between two looks at how far the readers are, and whether they are wanted
 DELIVER_S = 10.0  # a chunk goes to a device in a millisecond; longer means that the device hangs
+ASK_S = 0.001  # between two looks at whether copies are over that nobody wants any more
 
 Identity = tuple[object, ...]
 
@@ -57,16 +62,18 @@ def chunks_of(wanted: Iterable[Wanted], chunk_bytes: int) -> Iterator[Wanted]:
             )
 
 
-def read(path: str, identity: Identity, wanted: Sequence[Wanted], tell: Tell) -> None:
+def read(path: str, identity: Identity, wanted: Sequence[Wanted], staging: Bytes, tell: Tell) -> None:
     """Bring everything where it is wanted.  What `tell` raises ends the reading, within a moment.
 
+    staging [STAGING_BYTES]: what the readers read into; from pinned memory devices copy by themselves.
     ModelError: the file cannot be read, or is another one than that of this identity.
     """
     total_bytes = sum(w.n_bytes for w in wanted)
-    reading = _Reading(path, identity, chunks_of(wanted, CHUNK_BYTES))
     n_readers = min(N_READERS, 1 + total_bytes // CHUNK_BYTES)
+    rings = [_buffers(staging, reader) for reader in range(n_readers)]
+    reading = _Reading(path, identity, chunks_of(wanted, CHUNK_BYTES), rings)
     pool = ThreadPoolExecutor(n_readers, "reader")
-    pending = {pool.submit(reading.work) for _ in range(n_readers)}
+    pending = {pool.submit(reading.work, ring) for ring in rings}
     pool.shutdown(wait=False)
     try:
         tell("reading", 0, total_bytes)
@@ -79,10 +86,33 @@ def read(path: str, identity: Identity, wanted: Sequence[Wanted], tell: Tell) ->
         reading.stop()
 
 
+@dataclass(slots=True, eq=False)
+class _Buffer:
+    """Room for a chunk, and the copies that devices make of it."""
+
+    data: Bytes
+    copies: tuple[Pending, ...] = field(default=())
+
+    def wait(self) -> None:
+        """Until it may be filled."""
+        for copy in self.copies:
+            copy.wait()
+
+
+def _buffers(staging: Bytes, reader: int) -> list[_Buffer]:
+    """The ring of one reader."""
+    first = reader * N_BUFFERS
+    chunks = staging.reshape(N_READERS * N_BUFFERS, CHUNK_BYTES)
+    return [_Buffer(chunk) for chunk in chunks[first : first + N_BUFFERS]]
+
+
 class _Reading:
     """What the readers share."""
 
-    def __init__(self, path: str, identity: Identity, chunks: Iterator[Wanted]) -> None:
+    def __init__(
+        self, path: str, identity: Identity, chunks: Iterator[Wanted], rings: Sequence[Sequence[_Buffer]]
+    ) -> None:
+        self._rings = rings
         self._path = path
         self._identity = identity
         self._chunks = chunks
@@ -93,12 +123,18 @@ class _Reading:
 
     def stop(self) -> None:
         """From here on nothing is delivered; RuntimeError when a device hangs in the middle of it."""
+        limit_s = time.monotonic() + DELIVER_S
         with self._change:
             self._is_stopped = True
-            if not self._change.wait_for(lambda: self._n_delivering == 0, DELIVER_S):
-                raise RuntimeError(f"a device did not take {CHUNK_BYTES} bytes in {DELIVER_S:.0f} s")
+            is_idle = self._change.wait_for(lambda: self._n_delivering == 0, DELIVER_S)
+        copies = [copy for ring in self._rings for buffer in ring for copy in buffer.copies]
+        while is_idle and not all(copy.is_done for copy in copies):
+            is_idle = time.monotonic() < limit_s
+            time.sleep(ASK_S)
+        if not is_idle:
+            raise RuntimeError(f"a device did not take {CHUNK_BYTES} bytes in {DELIVER_S:.0f} s")
 
-    def work(self) -> None:
+    def work(self, ring: Sequence[_Buffer]) -> None:
         """One reader, until nothing is left."""
         try:
             handle = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
@@ -107,12 +143,13 @@ class _Reading:
         try:
             if identity_of(os.fstat(handle)) != self._identity:
                 raise self._error("was replaced or written to while it was being loaded")
-            staging = np.empty(CHUNK_BYTES, np.uint8)
-            while (chunk := self._next()) is not None:
-                data = staging[: chunk.n_bytes]
+            for buffer, chunk in zip(cycle(ring), iter(self._next, None), strict=False):
+                buffer.wait()
                 if chunk.targets or chunk.mapped is None or resident_bytes(chunk.mapped) < chunk.n_bytes:
-                    self._fill(handle, data, chunk.offset)
-                self._deliver(chunk, data)
+                    self._fill(handle, buffer.data[: chunk.n_bytes], chunk.offset)
+                self._deliver(chunk, buffer)
+            for buffer in ring:
+                buffer.wait()
         finally:
             os.close(handle)
 
@@ -131,14 +168,16 @@ class _Reading:
                 raise self._error(f"ends at {offset + done} bytes, in the middle of a tensor")
             done += n_bytes
 
-    def _deliver(self, chunk: Wanted, data: Bytes) -> None:
+    def _deliver(self, chunk: Wanted, buffer: _Buffer) -> None:
         with self._change:
             if self._is_stopped:
                 return
             self._n_delivering += 1
         try:
+            data = buffer.data[: chunk.n_bytes]
+            buffer.copies = ()
             for target in chunk.targets:
-                target.upload(data)
+                buffer.copies = (*buffer.copies, target.start_upload(data))
             if chunk.mapped is not None:
                 touch(chunk.mapped)
         finally:

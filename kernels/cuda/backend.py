@@ -13,7 +13,7 @@ from kernels.checks import check_ops, refusal_of, values_within
 from kernels.cuda import works
 from kernels.cuda.driver import Driver, Graph, Pointer, Work
 from kernels.cuda.memory import CudaBuffer, CudaMemory
-from kernels.memory import Allocations, OutOfMemory
+from kernels.memory import Allocations, Bytes, OutOfMemory
 from kernels.ops.attention import Attention, StoreKV
 from kernels.ops.op import Op
 from kernels.ops.rope import Rope, Rotation
@@ -93,6 +93,14 @@ class CudaBackend:
         except MemoryError as exc:
             raise OutOfMemory(self._name, n_bytes, label, str(exc)) from exc
         return CudaBuffer(self._driver, pointer, n_bytes, given_bytes, label, self.allocations)
+
+    def pin(self, data: Bytes) -> None:
+        """For all devices of CUDA; PinError when the driver refuses."""
+        self._driver.pin(data)
+
+    def unpin(self, data: Bytes) -> None:
+        """Undo `pin`."""
+        self._driver.unpin(data)
 
     def bind(self, binding: Binding) -> "CudaSegment":
         """Check and resolve everything; ValueError says which tensor of which op does not fit, and why."""

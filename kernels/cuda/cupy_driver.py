@@ -11,11 +11,12 @@ import numpy as np
 
 from kernels.cuda.driver import Gemm, Launch, Pointer, Work
 from kernels.cuda.sources import module_of, source_of
-from kernels.memory import Bytes
+from kernels.memory import Bytes, PinError
 
 CONTEXT_BYTES = 640 << 20  # an H200 with driver 580, CUDA 13 and the matrix library took 598 MiB
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 TO_DEVICE, TO_HOST = 1, 2
+PORTABLE = 1  # cudaHostRegisterPortable
 OP_N, OP_T = 0, 1
 R_32F, R_16F, COMPUTE_32F, ALGO_DEFAULT = 0, 2, 68, -1
 OPTIONS = ("--std=c++17",)
@@ -33,6 +34,7 @@ class CupyDriver:
         self._cupy: Any = None
         self._runtime: Any = None
         self._stream: Any = None
+        self._copies: Any = None
         self._blas: Any = None
         self._handle = 0
         self._kernels: dict[tuple[str, str], Any] = {}
@@ -61,13 +63,14 @@ class CupyDriver:
             free_bytes, total_bytes = self._runtime.memGetInfo()  # asking makes the context
             self._free_bytes = min(total_bytes, free_bytes + CONTEXT_BYTES)
             self._stream = self._cupy.cuda.Stream(non_blocking=True)
+            self._copies = self._cupy.cuda.Stream(non_blocking=True)
             self._handle = device.cublas_handle
             self._blas.setStream(self._handle, self._stream.ptr)
 
     def close(self) -> None:
         """The context stays until the process ends, as CUDA has it."""
         self._kernels = {}
-        self._stream = None
+        self._stream = self._copies = None
 
     def allocate(self, n_bytes: int) -> Pointer:
         """From CUDA itself."""
@@ -79,7 +82,8 @@ class CupyDriver:
                     free_bytes, _ = self._runtime.memGetInfo()
                     raise MemoryError(f"{free_bytes} bytes are free") from exc
                 raise
-            self._runtime.memset(pointer, 0, n_bytes)
+            self._runtime.memsetAsync(pointer, 0, n_bytes, self._stream.ptr)
+            self._stream.synchronize()  # copies go through another stream, which would not wait for it
         return pointer
 
     def free(self, pointer: Pointer) -> None:
@@ -92,6 +96,26 @@ class CupyDriver:
         flat = np.ascontiguousarray(data)
         with self._device():
             self._runtime.memcpyAsync(pointer, flat.ctypes.data, flat.nbytes, TO_DEVICE, self._stream.ptr)
+
+    def start_upload(self, pointer: Pointer, data: Bytes) -> "CupyEvent":
+        """On the stream of copies.  From pageable memory it returns when data has been read."""
+        with self._device():
+            size = data.nbytes
+            self._runtime.memcpyAsync(pointer, data.ctypes.data, size, TO_DEVICE, self._copies.ptr)
+            return CupyEvent(self._cupy, self._copies)
+
+    def pin(self, data: Bytes) -> None:
+        """Registered for every device."""
+        with self._device():
+            try:
+                self._runtime.hostRegister(data.ctypes.data, data.nbytes, PORTABLE)
+            except self._runtime.CUDARuntimeError as exc:
+                raise PinError(str(exc)) from exc
+
+    def unpin(self, data: Bytes) -> None:
+        """Undo `pin`."""
+        with self._device():
+            self._runtime.hostUnregister(data.ctypes.data)
 
     def download(self, pointer: Pointer, into: Bytes) -> None:
         """Waits for all that was given before."""
@@ -150,6 +174,23 @@ class CupyDriver:
             gemm.b, R_16F, gemm.n_in, gemm.a, R_16F, gemm.n_in, zero,
             gemm.c, R_32F, gemm.n_out, COMPUTE_32F, ALGO_DEFAULT,
         )  # fmt: skip
+
+
+class CupyEvent:
+    """The end of what a stream was given.  Satisfies `kernels.memory.Pending`."""
+
+    def __init__(self, cupy: Any, stream: Any) -> None:  # noqa: ANN401  # CuPy has no types
+        self._event = cupy.cuda.Event(block=True, disable_timing=True)
+        self._event.record(stream)
+
+    @property
+    def is_done(self) -> bool:
+        """See `Pending`."""
+        return bool(self._event.done)
+
+    def wait(self) -> None:
+        """See `Pending`; the thread sleeps."""
+        self._event.synchronize()
 
 
 class CupyGraph:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from kernels.memory import Bytes
+from kernels.memory import Bytes, Pending
 
 Pointer = int
 
@@ -47,7 +47,7 @@ class Graph(Protocol):
 
 
 class Driver(Protocol):
-    """One device.  Work is done in the order in which it is given."""
+    """One device.  Work is done in the order in which it is given; what is started runs beside it."""
 
     @property
     def title(self) -> str:
@@ -86,6 +86,18 @@ class Driver(Protocol):
 
     def upload(self, pointer: Pointer, data: Bytes) -> None:
         """From the host; data may change once this returns."""
+        ...
+
+    def start_upload(self, pointer: Pointer, data: Bytes) -> Pending:
+        """From the host, after other such copies, beside other work; data has to stay till then."""
+        ...
+
+    def pin(self, data: Bytes) -> None:
+        """Lock memory of the host, which `start_upload` then reads later; PinError says why not."""
+        ...
+
+    def unpin(self, data: Bytes) -> None:
+        """Undo `pin`."""
         ...
 
     def download(self, pointer: Pointer, into: Bytes) -> None:

@@ -1,7 +1,7 @@
 """Memory of a CUDA device."""
 
 from kernels.cuda.driver import Driver, Pointer
-from kernels.memory import Allocations, Bytes
+from kernels.memory import Allocations, Bytes, Done, Pending
 
 
 class CudaMemory:
@@ -27,6 +27,10 @@ class CudaMemory:
         """See `Memory`."""
         if data.nbytes:
             self._driver.upload(self.pointer, data)
+
+    def start_upload(self, data: Bytes) -> Pending:
+        """See `Memory`."""
+        return self._driver.start_upload(self.pointer, data) if data.nbytes else Done()
 
     def download(self, into: Bytes) -> None:
         """See `Memory`."""

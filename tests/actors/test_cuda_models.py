@@ -1,12 +1,18 @@
 """Models with layers on a CUDA device, in the emulator: the tokens of the host alone, memory as planned."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from actors.errors import ModelError
 from actors.protocol import Generate, LayerPlacement, LoadOptions, ModelSpec, Sampling
 from actors.runner.engine import Engine
+from actors.runner.memory import STAGING
 from actors.runner.model import Model
+from actors.runner.progress import Phase
+from actors.runner.reading import STAGING_BYTES
 from kernels.cpu.backend import CpuBackend
 from kernels.cuda.backend import CudaBackend
 from kernels.cuda.emulator.driver import EmulatedDriver
@@ -20,9 +26,11 @@ OPTIONS = LoadOptions(n_ctx=64, n_batch=20, n_parallel=2, kv_type="f32")
 DEVICE = "cuda:0"
 
 
-def opened(path: Path, layers: tuple[int, ...]) -> tuple[Model, CudaBackend]:
+def opened(
+    path: Path, layers: tuple[int, ...], driver: EmulatedDriver | None = None
+) -> tuple[Model, CudaBackend]:
     """Planned with these layers on the device, the rest on the host."""
-    cuda = CudaBackend(DEVICE, EmulatedDriver(COMPILED))
+    cuda = CudaBackend(DEVICE, driver or EmulatedDriver(COMPILED))
     placement = (LayerPlacement(DEVICE, layers),)
     spec = ModelSpec("tiny", "sha256:0", str(path), 0)
     model = Model.open(spec, OPTIONS, placement, {"cpu": CpuBackend(2), DEVICE: cuda})
@@ -66,3 +74,77 @@ def test_what_is_planned_is_what_the_device_gives(tmp_path: Path) -> None:
     assert cuda.allocations.given_bytes == sum(item.measured_bytes for item in items)
     assert cuda.allocations.n_allocations == n_allocations
     model.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    tiny = t.VARIANTS["qwen3"]
+    t.write(tmp_path / "tiny.gguf", tiny, t.weights(tiny))
+    return tmp_path / "tiny.gguf"
+
+
+class GivenUp(Exception):
+    """The load is not wanted any more."""
+
+
+def give_up_at(phase: str) -> Callable[[str, int, int], None]:
+    def tell(now: str, done_bytes: int, total_bytes: int) -> None:
+        if now == phase:
+            raise GivenUp
+
+    return tell
+
+
+def test_what_a_load_copies_through_is_pinned_planned_and_given_back(path: Path) -> None:
+    driver = EmulatedDriver(COMPILED)
+    model, _ = opened(path, (0, 1, 2), driver)
+    alone, _ = opened(path, ())
+    host = model.host.allocations
+    assert model.allocate()
+    assert driver.pinned_bytes == host.by_label[STAGING] == STAGING_BYTES
+    planned = next(one for one in model.report().devices if one.id == "cpu").overhead.planned_bytes
+    assert planned >= STAGING_BYTES
+    assert alone.report().devices[0].overhead.planned_bytes >= STAGING_BYTES
+    model.load()
+    assert driver.pinned_bytes == host.by_label[STAGING] == 0
+    model.close()
+
+
+@pytest.mark.parametrize("phase", ["allocating", "reading", "finalising"])
+def test_a_load_that_is_given_up_gives_back_all_it_took(phase: Phase, path: Path) -> None:
+    driver = EmulatedDriver(COMPILED)
+    model, cuda = opened(path, (0, 1, 2), driver)
+    try:
+        assert model.allocate(give_up_at(phase))
+        model.load(give_up_at(phase))
+    except GivenUp:
+        model.close()
+    assert driver.pinned_bytes == driver.n_waiting == cuda.held_bytes() == 0
+    assert model.host.allocations.given_bytes == 0
+
+
+def test_an_error_of_the_file_gives_back_all_that_was_taken(path: Path) -> None:
+    driver = EmulatedDriver(COMPILED)
+    model, cuda = opened(path, (0, 1, 2), driver)
+    assert model.allocate()
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(ModelError, match="was replaced or written to"):
+        model.load()
+    model.close()
+    assert driver.pinned_bytes == driver.n_waiting == cuda.held_bytes() == 0
+    assert model.host.allocations.given_bytes == 0
+
+
+async def test_memory_that_cannot_be_pinned_is_told_and_used(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = [Generate(tuple(range(5)), Sampling(temperature=0), n_predict=4)]
+    pinned, _ = opened(path, (0, 1, 2))
+    async with serving(pinned) as engine:
+        expected = await answers(engine, asked)
+    assert not caplog.records
+    pageable, _ = opened(path, (0, 1, 2), EmulatedDriver(COMPILED, can_pin=False))
+    async with serving(pageable) as engine:
+        assert await answers(engine, asked) == expected
+    assert "cuda:0 loads slowly" in caplog.text
+    assert "cannot be locked" in caplog.text

@@ -12,10 +12,22 @@ from hypothesis import strategies as st
 
 from actors.errors import ModelError
 from actors.runner.progress import unheard
-from actors.runner.reading import CHUNK_BYTES, Identity, Wanted, chunks_of, identity_of, read
-from kernels.memory import Bytes, HostMemory, Memory
+from actors.runner.reading import (
+    CHUNK_BYTES,
+    STAGING_BYTES,
+    Identity,
+    Wanted,
+    chunks_of,
+    identity_of,
+    read,
+)
+from kernels.cuda.emulator.driver import EmulatedDriver
+from kernels.cuda.memory import CudaMemory
+from kernels.memory import Bytes, Done, HostMemory, Memory, Pending
+from tests.cuda import COMPILED
 
 N_BYTES = 3 * CHUNK_BYTES + 12345
+STAGING = np.empty(STAGING_BYTES, np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +74,7 @@ def test_every_byte_arrives_at_each_of_its_targets(path: str, content: Bytes) ->
     cut = CHUNK_BYTES + 777
     first, second, third = (HostMemory(np.zeros(n, np.uint8)) for n in (cut, N_BYTES - cut, cut))
     wanted = [Wanted(cut, N_BYTES - cut, (second,), None), Wanted(0, cut, (first, third), None)]
-    read(path, identity(path), wanted, unheard)
+    read(path, identity(path), wanted, STAGING, unheard)
     assert np.array_equal(np.concatenate([first.array, second.array]), content)
     assert np.array_equal(third.array, first.array)
 
@@ -74,14 +86,20 @@ def test_progress_rises_to_the_whole(path: str) -> None:
         assert (phase, total_bytes) == ("reading", N_BYTES)
         told.append(done_bytes)
 
-    read(path, identity(path), [Wanted(0, N_BYTES, (HostMemory(np.zeros(N_BYTES, np.uint8)),), None)], tell)
+    read(
+        path,
+        identity(path),
+        [Wanted(0, N_BYTES, (HostMemory(np.zeros(N_BYTES, np.uint8)),), None)],
+        STAGING,
+        tell,
+    )
     assert told[0] == 0
     assert told == sorted(told)
     assert told[-1] == N_BYTES
 
 
 def test_nothing_to_read_is_read_at_once(path: str) -> None:
-    read(path, identity(path), [], unheard)
+    read(path, identity(path), [], STAGING, unheard)
 
 
 def test_a_file_that_was_replaced_is_refused(path: str) -> None:
@@ -89,14 +107,14 @@ def test_a_file_that_was_replaced_is_refused(path: str) -> None:
     Path(path + ".new").write_bytes(b"x" * N_BYTES)
     os.replace(path + ".new", path)
     with pytest.raises(ModelError, match="was replaced"):
-        read(path, before, [Wanted(0, N_BYTES, (), None)], unheard)
+        read(path, before, [Wanted(0, N_BYTES, (), None)], STAGING, unheard)
 
 
 def test_a_file_that_is_gone_or_too_short_is_named(path: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="missing: cannot be read: No such file"):
-        read(str(tmp_path / "missing"), (), [Wanted(0, 1, (), None)], unheard)
+        read(str(tmp_path / "missing"), (), [Wanted(0, 1, (), None)], STAGING, unheard)
     with pytest.raises(ModelError, match=f"ends at {N_BYTES} bytes"):
-        read(path, identity(path), [Wanted(0, N_BYTES + 1, (), None)], unheard)
+        read(path, identity(path), [Wanted(0, N_BYTES + 1, (), None)], STAGING, unheard)
 
 
 class Unwanted(Exception):
@@ -116,9 +134,13 @@ class Slow:
         return self
 
     def upload(self, data: Bytes) -> None:
+        raise AssertionError("nobody waits for it")
+
+    def start_upload(self, data: Bytes) -> Pending:
         self.began.set()
         assert self.opened.wait(60)
         self.n_taken += 1
+        return Done()
 
     def download(self, into: Bytes) -> None:
         raise AssertionError("nobody reads it")
@@ -133,7 +155,7 @@ def test_what_is_given_up_is_over_once_the_device_has_taken_what_it_began(path: 
             raise Unwanted
 
     with pytest.raises(Unwanted):
-        read(path, identity(path), [Wanted(0, N_BYTES, (slow,), None)], tell)
+        read(path, identity(path), [Wanted(0, N_BYTES, (slow,), None)], STAGING, tell)
     n_taken = slow.n_taken
     assert 1 <= n_taken <= 4
     for thread in threading.enumerate():
@@ -144,8 +166,67 @@ def test_what_is_given_up_is_over_once_the_device_has_taken_what_it_began(path: 
 
 def test_an_error_of_one_reader_ends_all(path: str) -> None:
     class Broken(Slow):
-        def upload(self, data: Bytes) -> None:
+        def start_upload(self, data: Bytes) -> Pending:
             raise RuntimeError("the device is gone")
 
     with pytest.raises(RuntimeError, match="the device is gone"):
-        read(path, identity(path), [Wanted(0, N_BYTES, (Broken(),), None)], unheard)
+        read(path, identity(path), [Wanted(0, N_BYTES, (Broken(),), None)], STAGING, unheard)
+
+
+N_LONG = 40 * CHUNK_BYTES + 99  # each buffer is used several times
+
+
+@pytest.fixture(scope="module")
+def long_content() -> Bytes:
+    return np.random.default_rng(2).integers(0, 256, N_LONG, np.uint8)
+
+
+def on_device(driver: EmulatedDriver, n_bytes: int) -> CudaMemory:
+    return CudaMemory(driver, driver.allocate(n_bytes), n_bytes)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_buffer_is_not_filled_again_before_a_device_has_copied_it(
+    seed: int, tmp_path: Path, long_content: Bytes
+) -> None:
+    path = str(tmp_path / "file")
+    Path(path).write_bytes(long_content.tobytes())
+    driver, other = EmulatedDriver(COMPILED, seed), EmulatedDriver(COMPILED, seed + 1)
+    driver.pin(STAGING)
+    other.pin(STAGING)
+    targets = (on_device(driver, N_LONG), on_device(other, N_LONG))
+    read(path, identity(path), [Wanted(0, N_LONG, targets, None)], STAGING, unheard)
+    STAGING[:] = 0xFF  # whatever still was to be copied is lost
+    for target in targets:
+        got = np.empty(N_LONG, np.uint8)
+        target.download(got)
+        assert np.array_equal(got, long_content)
+
+
+def test_copies_that_have_begun_are_over_when_a_reading_was_given_up(
+    tmp_path: Path, long_content: Bytes
+) -> None:
+    path = str(tmp_path / "file")
+    Path(path).write_bytes(long_content.tobytes())
+    driver = EmulatedDriver(COMPILED)
+    driver.pin(STAGING)
+    target = on_device(driver, N_LONG)
+    begun: list[Pending] = []
+
+    class Watched(CudaMemory):
+        def part(self, start: int, n_bytes: int) -> CudaMemory:
+            return Watched(driver, self.pointer + start, n_bytes)
+
+        def start_upload(self, data: Bytes) -> Pending:
+            begun.append(super().start_upload(data))
+            return begun[-1]
+
+    def tell(phase: str, done_bytes: int, total_bytes: int) -> None:
+        if begun:
+            raise Unwanted
+
+    watched = Watched(driver, target.pointer, N_LONG)
+    with pytest.raises(Unwanted):
+        read(path, identity(path), [Wanted(0, N_LONG, (watched,), None)], STAGING, tell)
+    assert begun
+    assert driver.n_waiting == 0

@@ -1,20 +1,25 @@
-"""A device that is none: its memory is the host's, its kernels run in the emulator.  For tests."""
+"""A device that is none: its memory is the host's, its kernels run in the emulator.  For tests.
+
+Work and copies wait in queues until somebody waits for them, as `queues` has it.
+"""
 
 import ctypes
 import hashlib
 import os
 import subprocess
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 
 from kernels.cuda.driver import Gemm, Launch, Pointer, Work
+from kernels.cuda.emulator.queues import Point, Queues
 from kernels.cuda.sources import kernels_of, module_of, source_of
-from kernels.memory import Bytes
+from kernels.memory import Bytes, PinError
 
 ALIGNMENT = 256
+WORK, COPIES = "work", "copies"  # the queues
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-Wall", "-Werror")
 # what is known of code that two compilers share
 FLAGS_OFF = (
@@ -27,16 +32,33 @@ FLAGS_OFF = (
 
 
 class EmulatedDriver:
-    """Satisfies `kernels.cuda.driver.Driver`.  cache_dir: where compiled modules are kept."""
+    """Satisfies `kernels.cuda.driver.Driver`.
+
+    cache_dir: where compiled modules are kept.  seed: of the orders of threads and of queues.
+    can_pin: whether the system lets a driver lock memory.
+    """
 
     title = "emulated CUDA"
     has_gemm = False
     context_bytes = 0
 
-    def __init__(self, cache_dir: Path, seed: int = 1) -> None:
+    def __init__(self, cache_dir: Path, seed: int = 1, *, can_pin: bool = True) -> None:
         self._cache_dir = cache_dir
         self._seed = seed
+        self._can_pin = can_pin
+        self._queues = Queues(seed)
         self._memory: dict[Pointer, Bytes] = {}
+        self._pinned: dict[Pointer, int] = {}  # the size of each range
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Memory of the host that is locked."""
+        return sum(self._pinned.values())
+
+    @property
+    def n_waiting(self) -> int:
+        """What the queues hold that is not done."""
+        return len(self._queues)
 
     def held_bytes(self) -> int:
         """All that was not freed."""
@@ -57,16 +79,34 @@ class EmulatedDriver:
         return pointer
 
     def free(self, pointer: Pointer) -> None:
-        """The array goes."""
+        """The array goes, when nothing is under way any more: CUDA waits, too."""
+        self._queues.finish()
         del self._memory[pointer]
 
     def upload(self, pointer: Pointer, data: Bytes) -> None:
-        """A copy."""
-        flat = np.ascontiguousarray(data)
-        ctypes.memmove(pointer, flat.ctypes.data, flat.nbytes)
+        """A copy of a copy."""
+        self._queues.put(WORK, partial(_copy, pointer, data.copy()))
+
+    def start_upload(self, pointer: Pointer, data: Bytes) -> "EmulatedEvent":
+        """A copy, of a copy unless the memory is pinned."""
+        begin: int = data.ctypes.data
+        is_pinned = any(p <= begin and begin + data.nbytes <= p + n for p, n in self._pinned.items())
+        self._queues.put(COPIES, partial(_copy, pointer, data if is_pinned else data.copy()))
+        return EmulatedEvent(self._queues, self._queues.mark(COPIES))
+
+    def pin(self, data: Bytes) -> None:
+        """Noted."""
+        if not self._can_pin:
+            raise PinError("memory of this system cannot be locked")
+        self._pinned[data.ctypes.data] = data.nbytes
+
+    def unpin(self, data: Bytes) -> None:
+        """Noted; KeyError where it is not pinned."""
+        del self._pinned[data.ctypes.data]
 
     def download(self, pointer: Pointer, into: Bytes) -> None:
         """A copy."""
+        self._queues.reach(self._queues.mark(WORK))
         flat = np.empty(into.nbytes, np.uint8)
         ctypes.memmove(flat.ctypes.data, pointer, flat.nbytes)
         into[...] = flat
@@ -80,12 +120,33 @@ class EmulatedDriver:
     def run(self, works: Sequence[Work]) -> None:
         """One after the other."""
         for work in works:
-            assert not isinstance(work, Gemm), "there is no library here"
-            emulate(_library(self._cache_dir, module_of(work.kernel), work.type_name), work, self._seed)
+            self._queues.put(WORK, partial(self._run, work))
 
     def record(self, works: Sequence[Work]) -> "EmulatedGraph":
         """To be run again."""
         return EmulatedGraph(self, works)
+
+    def _run(self, work: Work) -> None:
+        assert not isinstance(work, Gemm), "there is no library here"
+        emulate(_library(self._cache_dir, module_of(work.kernel), work.type_name), work, self._seed)
+
+
+class EmulatedEvent:
+    """Satisfies `kernels.memory.Pending`."""
+
+    def __init__(self, queues: Queues, point: Point) -> None:
+        self._queues = queues
+        self.point = point
+
+    @property
+    def is_done(self) -> bool:
+        """Asking takes time, in which something is done."""
+        self._queues.advance()
+        return self.point.is_reached
+
+    def wait(self) -> None:
+        """See `Pending`."""
+        self._queues.reach(self.point)
 
 
 class EmulatedGraph:
@@ -108,6 +169,11 @@ def emulate(library: ctypes.CDLL, launch: Launch, seed: int) -> None:
     if 0 not in launch.grid:
         run = getattr(library, f"emulate_{launch.kernel}")
         run(sizes, ctypes.c_size_t(launch.shared_bytes), ctypes.c_uint(seed), args)
+
+
+def _copy(pointer: Pointer, data: Bytes) -> None:
+    flat = np.ascontiguousarray(data)
+    ctypes.memmove(pointer, flat.ctypes.data, flat.nbytes)
 
 
 @cache
