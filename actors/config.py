@@ -49,6 +49,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     n_ctx: Count = 0  # positions of one sequence; 0: the most that costs no speed, 4096 at least
     n_parallel: Annotated[int, msgspec.Meta(ge=1)] = 4  # sequences of one model at once
     n_batch: Annotated[int, msgspec.Meta(ge=1)] = 512  # inputs in one forward pass
+    # inputs of a batch from which on a GPU computes layers of the host, whose weights are streamed to it;
+    # 0: as measured at each load; more than n_batch: never
+    stream_from: Count = 0
     max_loaded: Count = 0  # models in memory; 0: three per device
     max_queue: Annotated[int, msgspec.Meta(ge=1)] = 512  # that wait for a load, or at a runner; more get 503
     truncate: bool = True  # leave out of a prompt what does not fit; False: answer 400 with the numbers

@@ -214,6 +214,9 @@ SETTINGS: Final = (
     Setting("n_ctx", _whole(0), "N", "Positions one sequence may use", "what fits", "OLLAMA_CONTEXT_LENGTH"),
     Setting("n_parallel", _whole(1), "N", "Sequences of one model at once", "4", "OLLAMA_NUM_PARALLEL"),
     Setting("n_batch", _whole(1), "N", "Inputs in one forward pass", "512"),
+    Setting(
+        "stream_from", _whole(0), "N", "Inputs from which GPUs compute the host's layers; 0: as measured", "0"
+    ),
     Setting("max_loaded", _whole(0), "N", "Models in memory", "three per device", "OLLAMA_MAX_LOADED_MODELS"),
     Setting("max_queue", _whole(1), "N", "Requests that may wait", "512", "OLLAMA_MAX_QUEUE"),
     Setting("truncate", _truth, "YES", "Cut prompts that do not fit, or answer 400", "yes"),

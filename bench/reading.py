@@ -18,7 +18,8 @@ import numpy as np
 
 from actors.runner.gguf.reader import map_file
 from actors.runner.progress import Phase, unheard
-from actors.runner.reading import CHUNK_BYTES, N_READERS, STAGING_BYTES, Wanted, identity_of, read
+from actors.runner.reading import Wanted, identity_of, read
+from actors.runner.staging import CHUNK_BYTES, N_READERS, STAGING_BYTES
 from kernels.memory import Bytes, HostMemory
 
 N_ROUNDS = 5

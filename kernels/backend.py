@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from kernels.memory import Allocations, Buffer, Bytes, Memory
+from kernels.memory import Allocations, Buffer, Bytes, Memory, Pending
 from kernels.ops.op import Op
 from kernels.tensor import Bounds, Tensor
 
@@ -106,6 +106,10 @@ class Backend(Protocol):
 
     def unpin(self, data: Bytes) -> None:
         """Undo `pin`, once no copy from there is under way."""
+        ...
+
+    def mark(self) -> Pending:
+        """The end of all work that the device was given so far."""
         ...
 
     def bind(self, binding: Binding) -> Segment:

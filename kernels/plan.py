@@ -4,6 +4,9 @@ Inputs arrive and outputs leave on the host, where `placement.input` is.  Inputs
 that read them before anything runs, a value that another device reads before its first reader there, through
 the host's memory where neither device is the host.
 
+A layer of the host may be streamed: another device computes it, for which its weights are brought in time by
+whoever runs the plan; what reads or writes its states stays where they are.
+
 `plan()` is a pure function of the program, the placement and the bounds; it allocates nothing, so its memory
 figures are what `fit` answers.  `Plan.bind()` turns it into an `Executable` over memory that exists.
 
@@ -14,6 +17,7 @@ Offsets are found greedily, largest value first, each at the lowest place that i
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain, groupby
+from typing import Final
 
 from kernels.backend import Backend, Binding, Segment
 from kernels.executable import Executable
@@ -23,6 +27,9 @@ from kernels.ops.op import Op
 from kernels.program import Program
 from kernels.tensor import Bounds, Role, Tensor
 from kernels.transfer import Transfer
+
+NOT_STREAMED: Final[Mapping[int, str]] = {}
+NO_ARRIVALS: Final[Mapping[int, Segment]] = {}
 
 
 class PlanError(ValueError):
@@ -54,7 +61,7 @@ class Plan:
     """Steps in order, and where each value lies in its device's arena.
 
     `weights` are (tensor, device) pairs: a tied embedding is needed on two devices when input and output
-    differ.
+    differ.  `streamed`: the device that computes a layer of the host, for which its weights come anew.
     """
 
     program: Program
@@ -66,6 +73,7 @@ class Plan:
     weights: tuple[tuple[Tensor, str], ...]
     arena_bytes: Mapping[str, int]
     workspace_bytes: Mapping[str, int]
+    streamed: Mapping[int, str]
 
     @property
     def graph_bytes(self) -> Mapping[str, int]:
@@ -78,17 +86,20 @@ class Plan:
         graphs: Mapping[str, Memory],
         weights: Mapping[tuple[str, str], Memory],
         states: Mapping[str, Memory],
+        arrivals: Mapping[int, Segment] = NO_ARRIVALS,
     ) -> Executable:
         """Compile for memory that exists.
 
         graphs: per device at least `graph_bytes` of it; weights by (name, device); states by name.
+        arrivals: what brings the weights of each streamed layer, run before it.
         """
-        memory = {t: states[t.name] for t in self.program.states.values()}
-        for tensor, offset in self.offsets.items():
-            memory[tensor] = graphs[self.homes[tensor]].part(offset, tensor.n_bytes(self.bounds))
+        memory = self._values(graphs) | {t: states[t.name] for t in self.program.states.values()}
         segments: list[Segment] = []
-        for device, steps in groupby(self.steps, key=lambda s: "" if isinstance(s.op, Copy) else s.device):
+        awaited = dict(arrivals)
+        for (device, layer), steps in groupby(self.steps, key=self._segment_of):
             ops = [step.op for step in steps]
+            if layer in awaited:
+                segments.append(awaited.pop(layer))
             if device:
                 binding = self._binding(device, ops, memory, graphs[device], weights)
                 segments.append(backends[device].bind(binding))
@@ -98,6 +109,34 @@ class Plan:
         inputs = {name: (t, memory[t]) for name, t in self.program.inputs.items() if t in memory}
         outputs = {name: (t, memory[t]) for name, t in self.outputs.items()}
         return Executable(segments, inputs, outputs, self.bounds)
+
+    def bind_layer(
+        self,
+        layer: int,
+        backend: Backend,
+        graph: Memory,
+        weights: Mapping[tuple[str, str], Memory],
+    ) -> Segment:
+        """The ops of a layer on a device that need no state, on whatever their values hold: to be timed."""
+        steps = (step for step in self.steps if step.op.layer == layer and step.device == backend.name)
+        ops = [step.op for step in steps if not isinstance(step.op, Copy) and not touches_state(step.op)]
+        memory = self._values({backend.name: graph})
+        return backend.bind(self._binding(backend.name, ops, memory, graph, weights))
+
+    def _values(self, graphs: Mapping[str, Memory]) -> dict[Tensor, Memory]:
+        """Of inputs and values, those on these devices."""
+        return {
+            tensor: graphs[self.homes[tensor]].part(offset, tensor.n_bytes(self.bounds))
+            for tensor, offset in self.offsets.items()
+            if self.homes[tensor] in graphs
+        }
+
+    def _segment_of(self, step: Step) -> tuple[str, int | None]:
+        """Steps that follow each other and have this alike are one segment: a device, a streamed layer."""
+        if isinstance(step.op, Copy):
+            return "", None
+        is_streamed = self.streamed.get(step.op.layer) == step.device
+        return step.device, step.op.layer if is_streamed else None
 
     def _binding(
         self,
@@ -113,18 +152,45 @@ class Plan:
         return Binding(ops, used, self.bounds, workspace)
 
 
+def touches_state(op: Op) -> bool:
+    """Whether it reads or writes what outlives a run."""
+    return any(tensor.role is Role.STATE for tensor in (*op.reads, *op.writes))
+
+
+def streamable(program: Program, placement: Placement, backends: Mapping[str, Backend]) -> dict[int, str]:
+    """Layers of the host that a device could compute if their weights came to it: the first that has layers.
+
+    Not the output layer, whose rows are few.  Nothing where no device has layers.
+    """
+    layers = placement.layers[: program.n_layer]
+    device = next((name for name in layers if not backends[name].is_host), None)
+    if device is None:
+        return {}
+    refused = {op.layer for op in program.ops if not touches_state(op) and backends[device].refuses(op)}
+    return {i: device for i, home in enumerate(layers) if backends[home].is_host and i not in refused}
+
+
 def plan(program: Program, placement: Placement, backends: Mapping[str, Backend], bounds: Bounds) -> Plan:
     """Place, copy, lay out.  PlanError when a device refuses an op."""
     return plans(program, placement, backends, [bounds])[0]
 
 
 def plans(
-    program: Program, placement: Placement, backends: Mapping[str, Backend], bounds: Sequence[Bounds]
+    program: Program,
+    placement: Placement,
+    backends: Mapping[str, Backend],
+    bounds: Sequence[Bounds],
+    streamed: Mapping[int, str] = NOT_STREAMED,
 ) -> list[Plan]:
-    """A plan for each of these bounds, all with the same steps.  PlanError when a device refuses an op."""
+    """A plan for each of these bounds, all with the same steps.  PlanError when a device refuses an op.
+
+    streamed: layers that another device than their own computes, but for what touches their states.
+    """
     route = _Route(program, placement, backends)
     for op in program.ops:
         device = placement.device_of(op.layer)
+        if op.layer in streamed and not touches_state(op):
+            device = streamed[op.layer]
         refusal = backends[device].refuses(op)
         if refusal is not None:
             raise PlanError(f"{type(op).__name__} in layer {op.layer}: {device} says {refusal}")
@@ -137,7 +203,9 @@ def plans(
     for limit in bounds:
         offsets, arena = _lay_out(lives, len(steps), homes, backends, limit)
         workspace = _workspace_bytes(steps, backends, limit)
-        made.append(Plan(program, limit, steps, outputs, homes, offsets, tuple(weights), arena, workspace))
+        made.append(
+            Plan(program, limit, steps, outputs, homes, offsets, tuple(weights), arena, workspace, streamed)
+        )
     return made
 
 

@@ -1,7 +1,7 @@
 """What a model takes of its devices: contexts, weights that cannot stay mapped, caches, compute buffers.
 
-All of it is taken at once, before anything is read, and nothing is taken afterwards.  What the readers read
-into is given back when they are done.
+All of it is taken at once, before anything is read, and nothing is taken afterwards.  What the load alone
+needs is given back after it.
 """
 
 import logging
@@ -12,9 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from actors.runner.gguf.reader import GGUFFile
-from actors.runner.memory import GRAPH, STAGING, Attempt, is_overhead
+from actors.runner.memory import GRAPH, STAGING, STREAM, Attempt, is_overhead
 from actors.runner.progress import Tell
-from actors.runner.reading import STAGING_BYTES, Wanted
+from actors.runner.reading import Wanted
+from actors.runner.staging import STAGING_BYTES
+from actors.runner.streaming import N_SLOTS, WeightStream
 from actors.runner.weights import Block
 from kernels.backend import Backend
 from kernels.memory import Buffer, Bytes, HostMemory, Memory, PinError, host_array
@@ -32,8 +34,10 @@ class Need(NamedTuple):
     n_bytes: int
 
 
-def needs_of(plans: Sequence[Plan], blocks: Sequence[Block], host: str) -> Iterator[Need]:
-    """Everything a model allocates: weights, caches, the larger compute buffer of each device, staging."""
+def needs_of(
+    plans: Sequence[Plan], blocks: Sequence[Block], streamed: Sequence[Block], host: str
+) -> Iterator[Need]:
+    """Everything a model allocates: weights, caches, the largest compute buffers, staging, slots."""
     for block in blocks:
         if not block.is_mapped:
             yield Need(block.device, block.label, block.label, block.n_bytes)
@@ -45,20 +49,30 @@ def needs_of(plans: Sequence[Plan], blocks: Sequence[Block], host: str) -> Itera
         if n_bytes:
             yield Need(device, GRAPH, GRAPH, n_bytes)
     yield Need(host, STAGING, STAGING, STAGING_BYTES)
+    for slot, block in enumerate(streamed[:N_SLOTS]):
+        yield Need(block.device, STREAM, f"{STREAM}.{slot}", max(each.n_bytes for each in streamed))
 
 
 class Allocation:
     """The memory of one model, taken by `take` and given back by `free`."""
 
     def __init__(
-        self, plans: Sequence[Plan], blocks: Sequence[Block], backends: Mapping[str, Backend], host: str
+        self,
+        plans: Sequence[Plan],
+        blocks: Sequence[Block],
+        streamed: Sequence[Block],
+        backends: Mapping[str, Backend],
+        host: str,
     ) -> None:
-        self._needs = list(needs_of(plans, blocks, host))
+        """blocks: weights that stay where they are; streamed: those that come to a device again and again."""
+        self._needs = list(needs_of(plans, blocks, streamed, host))
         self._blocks = blocks
+        self._streamed_blocks = streamed
         self._backends = backends
         self._host = host
         self._undo = ExitStack()
         self._staged = ExitStack()
+        self._streamed = ExitStack()
         self._buffers: dict[tuple[str, str], Buffer] = {}  # by device and name
 
     def take(self, attempt: Attempt, tell: Tell) -> None:
@@ -71,6 +85,8 @@ class Allocation:
         for device in dict.fromkeys(need.device for need in self._needs):
             self._undo.callback(self._backends[device].close)
             self._backends[device].open()
+        self._undo.callback(self._staged.close)
+        self._undo.callback(self._streamed.close)
         for need in self._needs:
             tell("allocating", done_bytes, total_bytes)
             self._allocate(need, attempt)
@@ -78,14 +94,25 @@ class Allocation:
         self._pin()
 
     def free_staging(self) -> None:
-        """Give back what only a load needs; nothing where it was."""
+        """Give back what only a load needs, and streaming."""
+        self._streamed.close()
         self._staged.close()
+        self._needs = [need for need in self._needs if need.label != STREAM]
 
     def free(self) -> None:
         """Give everything back, the contexts last."""
-        self.free_staging()
         self._buffers = {}
         self._undo.close()
+
+    def stream(self, file: GGUFFile) -> WeightStream:
+        """What brings the streamed layers; ends with `free_staging`."""
+        device = self._backends[self._streamed_blocks[0].device]
+        slots = [self._memory(need) for need in self._needs if need.label == STREAM]
+        names = [tensor.name for block in self._streamed_blocks for tensor in block.tensors]
+        sources = {name: np.frombuffer(file.tensor_bytes(name), np.uint8) for name in names}
+        stream = WeightStream(device, self._streamed_blocks, slots, sources, self.staging)
+        self._streamed.callback(stream.close)
+        return stream
 
     @property
     def staging(self) -> Bytes:
@@ -139,7 +166,7 @@ class Allocation:
         backend = self._backends[need.device]
         before_bytes = backend.allocations.given_bytes
         buffer = backend.allocate(need.n_bytes, need.label)
-        (self._staged if need.label == STAGING else self._undo).callback(buffer.free)
+        {STAGING: self._staged, STREAM: self._streamed}.get(need.label, self._undo).callback(buffer.free)
         self._buffers[need.device, need.name] = buffer
         attempt.measure(need.device, need.label, backend.allocations.given_bytes - before_bytes)
 

@@ -10,7 +10,8 @@ from kernels.backend import Backend
 from kernels.plan import Plan
 
 GRAPH = "graph"
-STAGING = "staging"  # what a load reads into
+STAGING = "staging"  # what weights are copied through
+STREAM = "stream"  # where a device has weights of layers that are streamed
 # A tokenizer keeps hash maps over the file's strings; measured with the 128k-token vocabulary of llama 3
 TOKENIZER_BYTES_PER_TOKEN = 250
 
@@ -32,7 +33,7 @@ class Sizes:
 class Attempt:
     """What an allocation has done so far, by (device, label).
 
-    Labels are `weights.<layer>`, `cache.<layer>` and GRAPH; all others (CONTEXT, STAGING) are overhead.
+    Labels are `weights.<layer>`, `cache.<layer>` and GRAPH; all others, such as CONTEXT, are overhead.
     """
 
     measured: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])

@@ -5,14 +5,20 @@ allocates nothing.  `allocate` takes the memory, `load` brings the tensor data i
 page cache, where the kernels use it in place), `close` gives everything back.
 """
 
-from collections.abc import Mapping
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
+from typing import Final
 
 from actors.errors import Unsupported
 from actors.pool import pool_cells
 from actors.protocol import LayerPlacement, LoadOptions, MemoryReport, ModelSpec
 from actors.runner.allocation import Allocation
 from actors.runner.cache.shape import PAGE_SIZE, cache_shape
+from actors.runner.crossover import Line, crossover, measured_line, shortest_s
 from actors.runner.devices import no_device
 from actors.runner.memory import Attempt, Sizes, expected_overhead_bytes, memory_report
 from actors.runner.models.families import read_hparams
@@ -21,18 +27,20 @@ from actors.runner.pages import resident_bytes
 from actors.runner.progress import Tell, unheard
 from actors.runner.reading import LOOK_S, read
 from actors.runner.source import Source
+from actors.runner.streaming import WeightStream
 from actors.runner.tokenizer.tokenizer import Tokenizer
-from actors.runner.weights import blocks_of
-from kernels.backend import Backend
+from actors.runner.weights import blocks_of, streamed_blocks
+from kernels.backend import Backend, Segment
 from kernels.dtype import DType
 from kernels.executable import Executable
 from kernels.memory import Memory, OutOfMemory
-from kernels.plan import Placement, PlanError, plans
-from kernels.program import ShapeError
+from kernels.plan import Placement, Plan, PlanError, plans, streamable
+from kernels.program import Program, ShapeError
 from kernels.tensor import N_OUTPUTS, N_PAGES, N_SEQS, N_TOKENS
 
 DEFAULT_N_CTX = 4096
 DEFAULT_N_BATCH = 512
+NEVER: Final = sys.maxsize  # rows of a batch that no batch has
 N_DRAFT_ROWS = 16  # drafted inputs of one batch, over all sequences: each has logits of its own
 KV_TYPES: Mapping[str, DType] = {
     "": DType.F16,
@@ -41,9 +49,15 @@ KV_TYPES: Mapping[str, DType] = {
     "q8_0": DType.Q8_0,
 }
 
+log = logging.getLogger(__name__)
+
 
 class Model:
-    """One model and one layout; see the module's text for its life."""
+    """One model and one layout; see the module's text for its life.
+
+    stream_from: inputs of a batch from which on layers of the host are computed by a device, their weights
+    streamed; 0: as measured when it is loaded.
+    """
 
     def __init__(
         self,
@@ -52,12 +66,17 @@ class Model:
         options: LoadOptions,
         backends: Mapping[str, Backend],
         placement: Placement,
+        stream_from: int,
     ) -> None:
         self._source = source
         self._file = file = source.file
         self._backends = backends
         self._placement = placement
         self._executables: list[tuple[int, Executable]] = []
+        self._stream_from = stream_from
+        self._stream: WeightStream | None = None  # while it is allocated, if layers are streamed
+        self._streamed: Executable | None = None
+        self.streamed_rows = NEVER  # from which on batches are streamed
         self.spec = spec
         self.options = options
         self.hparams: Hparams = read_hparams(file)
@@ -77,11 +96,12 @@ class Model:
         program = source.program(self.hparams, self.cache_shape)
         # the smaller plan first: decoding reuses memory that stays in the processor's cache
         self._plans = plans(program, placement, backends, [self._bounds(n) for n in self._buckets()])
+        self._streamed_plan = self._planned_streaming(program)
         self._blocks = blocks_of(self._plans[-1], placement, backends)
-        self._allocation = Allocation(self._plans, self._blocks, backends, placement.input)
+        streamed = streamed_blocks(self._streamed_plan, backends) if self._streamed_plan else []
+        self._allocation = Allocation(self._all_plans, self._blocks, streamed, backends, placement.input)
         self._overhead = {
             device: expected_overhead_bytes(backend, self.hparams.n_vocab)
-            + self._allocation.overhead_bytes(device)
             for device, backend in backends.items()
         }
         self.attempt = Attempt()
@@ -93,12 +113,13 @@ class Model:
         options: LoadOptions,
         layers: tuple[LayerPlacement, ...],
         backends: Mapping[str, Backend],
+        stream_from: int = NEVER,
     ) -> "Model":
         """Read and plan.  ModelError for a bad file, Unsupported for a device or family that cannot run."""
         with ExitStack() as undo:
             source = Source(spec.path)
             undo.callback(source.close)
-            model = cls.planned(source, spec, options, layers, backends)
+            model = cls.planned(source, spec, options, layers, backends, stream_from)
             undo.pop_all()
         return model
 
@@ -110,12 +131,13 @@ class Model:
         options: LoadOptions,
         layers: tuple[LayerPlacement, ...],
         backends: Mapping[str, Backend],
+        stream_from: int = NEVER,
     ) -> "Model":
         """Plan for a file that is open; the model closes it, unless this raises.  Unsupported as `open`."""
         n_layer = source.file.get_int(f"{source.file.get_str('general.architecture')}.block_count")
         placement = read_placement(layers, n_layer, backends)
         try:
-            return cls(source, spec, options, backends, placement)
+            return cls(source, spec, options, backends, placement, stream_from)
         except (PlanError, ShapeError) as exc:
             raise Unsupported(str(exc), where=spec.path) from exc
 
@@ -150,6 +172,9 @@ class Model:
         for device, backend in self._backends.items():
             found[f"device_allocations_total:{device}"] = backend.allocations.n_allocations
             found[f"device_allocated_bytes:{device}"] = backend.allocations.given_bytes
+        if self._stream is not None:
+            found["streamed_from_inputs"] = self.streamed_rows
+            found["streamed_layers_total"] = self._stream.n_brought
         return found
 
     def sizes(self) -> Sizes:
@@ -166,8 +191,9 @@ class Model:
 
     def report(self) -> MemoryReport:
         """Planned beside measured, as far as the load has come."""
+        overhead = {d: n + self._allocation.overhead_bytes(d) for d, n in self._overhead.items()}
         return memory_report(
-            self.sizes(), self._plans, self._blocks, self._backends, self._overhead, self.attempt
+            self.sizes(), self._all_plans, self._blocks, self._backends, overhead, self.attempt
         )
 
     def allocate(self, tell: Tell = unheard) -> bool:
@@ -180,21 +206,23 @@ class Model:
             undo.callback(self._allocation.free)
             try:
                 self._allocation.take(self.attempt, tell)
-                self._executables = self._bound()
+                self._bind()
             except OutOfMemory as exc:
                 self.attempt.fail(exc.device, exc.label, str(exc))
                 return False
             undo.pop_all()
         return True
 
-    def load(self, tell: Tell = unheard) -> None:
+    def load(self, tell: Tell = unheard, clock: Callable[[], float] = time.perf_counter) -> None:
         """Bring all tensor data into memory, and have the tokenizer; `tell` may raise to cancel.
+
+        clock: seconds; by it is decided from which batches on layers are streamed.
 
         ModelError: the file cannot be read, or no tokenizer can be made of its vocabulary.
         """
         wanted = self._allocation.wanted(self._file)
         read(self._source.path, self._source.identity, wanted, self._allocation.staging, tell)
-        self._allocation.free_staging()
+        self._begin_streaming(clock)
         total_bytes = sum(tensor.n_bytes for tensor in wanted)
         tell("finalising", total_bytes, total_bytes)
         while not self._source.has_tokenizer(LOOK_S):
@@ -208,13 +236,16 @@ class Model:
         }
 
     def executable(self, n_tokens: int, n_outputs: int) -> Executable:
-        """The smallest bound plan that takes this many rows."""
+        """The smallest bound plan that takes this many rows; one that streams from its rows on."""
         rows = max(n_tokens, n_outputs)
+        if self._streamed is not None and rows >= self.streamed_rows:
+            return self._streamed
         return next(executable for bound, executable in self._executables if rows <= bound)
 
     def close(self) -> None:
         """Free everything; a second call does nothing."""
         self._executables = []
+        self._stream = self._streamed = None
         self._allocation.free()
         self._source.close()
 
@@ -237,17 +268,63 @@ class Model:
             if (spec, options) != (self.spec, self.options) or self._placement != read_placement(
                 layers, self.hparams.n_layer, backends
             ):
-                model = Model.planned(self._source, spec, options, layers, backends)
+                model = Model.planned(self._source, spec, options, layers, backends, self._stream_from)
             undo.pop_all()
         return model
 
-    def _bound(self) -> list[tuple[int, Executable]]:
+    @property
+    def _all_plans(self) -> list[Plan]:
+        return [*self._plans, *([self._streamed_plan] if self._streamed_plan else [])]
+
+    def _planned_streaming(self, program: Program) -> Plan | None:
+        """A plan that streams, where that may be faster for some batch."""
+        streamed = streamable(program, self._placement, self._backends)
+        if not streamed or self.n_batch < max(2, self._stream_from):
+            return None
+        bounds = [self._bounds(self.n_batch)]
+        return plans(program, self._placement, self._backends, bounds, streamed)[0]
+
+    def _bind(self) -> None:
         memory = self._allocation
         graphs, weights, states = memory.graphs, memory.weights(self._file), memory.states
-        return [
+        self._executables = [
             (bound, one_plan.bind(self._backends, graphs, weights, states))
             for bound, one_plan in zip(self._buckets(), self._plans, strict=True)
         ]
+        if self._streamed_plan is not None:
+            self._stream = stream = memory.stream(self._file)
+            weights |= stream.weights
+            self._streamed = self._streamed_plan.bind(
+                self._backends, graphs, weights, states, stream.arrivals()
+            )
+
+    def _begin_streaming(self, clock: Callable[[], float]) -> None:
+        """Decide from which batches on; where none is faster for it, give back what it would need."""
+        if self._stream is not None and self._streamed_plan is not None:
+            rows = self._stream_from or self._crossover(self._stream, self._streamed_plan, clock)
+            if rows is not None:
+                self.streamed_rows = rows
+                log.info(
+                    "layers of the host are streamed to a device for batches of %d inputs and more", rows
+                )
+                return
+            log.info("no batch would be faster if layers of the host were streamed to a device")
+        self._stream = self._streamed = None
+        self._allocation.free_staging()
+
+    def _crossover(self, stream: WeightStream, plan: Plan, clock: Callable[[], float]) -> int | None:
+        """Measured on the first of the streamed layers."""
+        layer = stream.layers[0]
+        device = self._backends[plan.streamed[layer]]
+        weights = self._allocation.weights(self._file) | stream.weights
+        graphs = self._allocation.graphs
+        copy_s = shortest_s(partial(stream.bring, layer), clock)
+
+        def line(backend: Backend, a_plan: Plan) -> Line:
+            segment = a_plan.bind_layer(layer, backend, graphs[backend.name], weights)
+            return measured_line(partial(_run, segment, backend), self.n_batch, clock)
+
+        return crossover(line(self.host, self._plans[-1]), line(device, plan), copy_s, self.n_batch)
 
     def _buckets(self) -> list[int]:
         """Rows of each plan: a decode batch, a full prompt batch."""
@@ -261,6 +338,12 @@ class Model:
             N_SEQS.name: min(self.n_parallel, n_tokens),
             N_PAGES.name: pages,
         }
+
+
+def _run(segment: Segment, backend: Backend, n_rows: int) -> None:
+    """A segment on rows of one sequence, until it is done."""
+    segment.run({N_TOKENS.name: n_rows, N_OUTPUTS.name: 1, N_SEQS.name: 1, N_PAGES.name: 1})
+    backend.mark().wait()
 
 
 def pool_of(options: LoadOptions, n_ctx_train: int) -> tuple[int, int]:

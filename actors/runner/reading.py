@@ -11,23 +11,15 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
 from itertools import cycle
 from typing import NamedTuple
 
 from actors.errors import ModelError
 from actors.runner.pages import resident_bytes, touch
 from actors.runner.progress import Tell
-from kernels.memory import Bytes, Memory, Pending
+from actors.runner.staging import CHUNK_BYTES, N_READERS, StagingBuffer, rings_of
+from kernels.memory import Bytes, Memory
 
-# `python -m bench.reading` with a virtual disk of 1.5 GB/s and 2 MiB of second-level cache a core: chunks of
-# 64 KiB to 2 MiB all gave 1.4 to 1.6 GB/s, one handle in order the same, and one size differs by as much from
-# run to run.  So this is no optimum: few calls, and what was read is still in the cache when it is copied on.
-# Faster disks, which are said to want several requests at a time, have not been measured.
-CHUNK_BYTES = 512 << 10
-N_READERS = 4
-N_BUFFERS = 2  # of each reader
-STAGING_BYTES = N_READERS * N_BUFFERS * CHUNK_BYTES
 LOOK_S = 0.02  # between two looks at how far the readers are, and whether they are wanted
 DELIVER_S = 10.0  # a chunk goes to a device in a millisecond; longer means that the device hangs
 ASK_S = 0.001  # between two looks at whether copies are over that nobody wants any more
@@ -70,7 +62,7 @@ def read(path: str, identity: Identity, wanted: Sequence[Wanted], staging: Bytes
     """
     total_bytes = sum(w.n_bytes for w in wanted)
     n_readers = min(N_READERS, 1 + total_bytes // CHUNK_BYTES)
-    rings = [_buffers(staging, reader) for reader in range(n_readers)]
+    rings = rings_of(staging)[:n_readers]
     reading = _Reading(path, identity, chunks_of(wanted, CHUNK_BYTES), rings)
     pool = ThreadPoolExecutor(n_readers, "reader")
     pending = {pool.submit(reading.work, ring) for ring in rings}
@@ -86,31 +78,15 @@ def read(path: str, identity: Identity, wanted: Sequence[Wanted], staging: Bytes
         reading.stop()
 
 
-@dataclass(slots=True, eq=False)
-class _Buffer:
-    """Room for a chunk, and the copies that devices make of it."""
-
-    data: Bytes
-    copies: tuple[Pending, ...] = field(default=())
-
-    def wait(self) -> None:
-        """Until it may be filled."""
-        for copy in self.copies:
-            copy.wait()
-
-
-def _buffers(staging: Bytes, reader: int) -> list[_Buffer]:
-    """The ring of one reader."""
-    first = reader * N_BUFFERS
-    chunks = staging.reshape(N_READERS * N_BUFFERS, CHUNK_BYTES)
-    return [_Buffer(chunk) for chunk in chunks[first : first + N_BUFFERS]]
-
-
 class _Reading:
     """What the readers share."""
 
     def __init__(
-        self, path: str, identity: Identity, chunks: Iterator[Wanted], rings: Sequence[Sequence[_Buffer]]
+        self,
+        path: str,
+        identity: Identity,
+        chunks: Iterator[Wanted],
+        rings: Sequence[Sequence[StagingBuffer]],
     ) -> None:
         self._rings = rings
         self._path = path
@@ -134,7 +110,7 @@ class _Reading:
         if not is_idle:
             raise RuntimeError(f"a device did not take {CHUNK_BYTES} bytes in {DELIVER_S:.0f} s")
 
-    def work(self, ring: Sequence[_Buffer]) -> None:
+    def work(self, ring: Sequence[StagingBuffer]) -> None:
         """One reader, until nothing is left."""
         try:
             handle = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
@@ -168,7 +144,7 @@ class _Reading:
                 raise self._error(f"ends at {offset + done} bytes, in the middle of a tensor")
             done += n_bytes
 
-    def _deliver(self, chunk: Wanted, buffer: _Buffer) -> None:
+    def _deliver(self, chunk: Wanted, buffer: StagingBuffer) -> None:
         with self._change:
             if self._is_stopped:
                 return

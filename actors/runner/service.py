@@ -255,7 +255,8 @@ class Runner:
             model = fitted.refit(request.model, options, request.placement, backends)
             if model is not None:
                 return model
-        return Model.open(request.model, options, request.placement, backends)
+        stream_from = self._config.stream_from
+        return Model.open(request.model, options, request.placement, backends, stream_from)
 
     def _take_fitted(self) -> Model | None:
         fitted, self._fitted = self._fitted, None

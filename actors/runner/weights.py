@@ -41,6 +41,19 @@ def blocks_of(plan: Plan, placement: Placement, backends: Mapping[str, Backend])
     ]
 
 
+def streamed_blocks(plan: Plan, backends: Mapping[str, Backend]) -> list[Block]:
+    """What the device of each streamed layer reads, in the order of layers, laid out for a slot."""
+    return [
+        _block(
+            device,
+            layer,
+            [t for t, where in plan.weights if t.layer == layer and where == device],
+            backends[device],
+        )
+        for layer, device in sorted(plan.streamed.items())
+    ]
+
+
 def _block(device: str, layer: int, tensors: list[Tensor], backend: Backend) -> Block:
     offsets: list[int] = []
     end = 0

@@ -13,7 +13,7 @@ from kernels.checks import check_ops, refusal_of, values_within
 from kernels.cuda import works
 from kernels.cuda.driver import Driver, Graph, Pointer, Work
 from kernels.cuda.memory import CudaBuffer, CudaMemory
-from kernels.memory import Allocations, Bytes, OutOfMemory
+from kernels.memory import Allocations, Bytes, OutOfMemory, Pending
 from kernels.ops.attention import Attention, StoreKV
 from kernels.ops.op import Op
 from kernels.ops.rope import Rope, Rotation
@@ -101,6 +101,10 @@ class CudaBackend:
     def unpin(self, data: Bytes) -> None:
         """Undo `pin`."""
         self._driver.unpin(data)
+
+    def mark(self) -> Pending:
+        """An event."""
+        return self._driver.mark()
 
     def bind(self, binding: Binding) -> "CudaSegment":
         """Check and resolve everything; ValueError says which tensor of which op does not fit, and why."""

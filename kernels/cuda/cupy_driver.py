@@ -125,6 +125,11 @@ class CupyDriver:
             self._runtime.memcpyAsync(into.ctypes.data, pointer, into.nbytes, TO_HOST, self._stream.ptr)
             self._stream.synchronize()
 
+    def mark(self) -> "CupyEvent":
+        """An event on the stream of work."""
+        with self._device():
+            return CupyEvent(self._cupy, self._stream)
+
     def prepare(self, works: Sequence[Work]) -> None:
         """Compile, or take from CuPy's cache on disk."""
         with self._device():

@@ -104,6 +104,10 @@ class Driver(Protocol):
         """To the host, done when this returns."""
         ...
 
+    def mark(self) -> Pending:
+        """The end of all work that was given so far, without what was started."""
+        ...
+
     def prepare(self, works: Sequence[Work]) -> None:
         """Compile what these need, so that `run` takes no time and no memory for it."""
         ...

@@ -7,7 +7,7 @@ allocator rounds, a process pays for a context.  What its kernels compute is wha
 from collections.abc import Mapping
 
 from kernels.backend import Backend, Binding, Segment
-from kernels.memory import Allocations, Bytes, HostMemory, Memory
+from kernels.memory import Allocations, Bytes, Done, HostMemory, Memory
 from kernels.ops.op import Op
 from kernels.sim.machine import SimMachine, round_up
 from kernels.sim.memory import SimBuffer, SimMemory
@@ -96,6 +96,10 @@ class SimBackend:
 
     def unpin(self, data: Bytes) -> None:
         """Nothing to do."""
+
+    def mark(self) -> Done:
+        """Its work is done when a segment has run."""
+        return Done()
 
     def bind(self, binding: Binding) -> Segment:
         """For the executor, whose kernels see this device's memory; ValueError for memory of another."""

@@ -12,7 +12,7 @@ from actors.runner.engine import Engine
 from actors.runner.memory import STAGING
 from actors.runner.model import Model
 from actors.runner.progress import Phase
-from actors.runner.reading import STAGING_BYTES
+from actors.runner.staging import STAGING_BYTES
 from kernels.cpu.backend import CpuBackend
 from kernels.cuda.backend import CudaBackend
 from kernels.cuda.emulator.driver import EmulatedDriver

@@ -12,15 +12,8 @@ from hypothesis import strategies as st
 
 from actors.errors import ModelError
 from actors.runner.progress import unheard
-from actors.runner.reading import (
-    CHUNK_BYTES,
-    STAGING_BYTES,
-    Identity,
-    Wanted,
-    chunks_of,
-    identity_of,
-    read,
-)
+from actors.runner.reading import Identity, Wanted, chunks_of, identity_of, read
+from actors.runner.staging import CHUNK_BYTES, STAGING_BYTES
 from kernels.cuda.emulator.driver import EmulatedDriver
 from kernels.cuda.memory import CudaMemory
 from kernels.memory import Bytes, Done, HostMemory, Memory, Pending

@@ -15,7 +15,7 @@ from actors.protocol import Generate, LoadOptions, MemoryItem, Sampling
 from actors.runner.engine import Engine
 from actors.runner.memory import STAGING
 from actors.runner.model import Model
-from actors.runner.reading import STAGING_BYTES
+from actors.runner.staging import STAGING_BYTES
 from actors.scheduler.attempts import Round, attempt_of, failing
 from actors.scheduler.layout import Policy
 from kernels.backend import Binding, Segment

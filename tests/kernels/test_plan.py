@@ -1,7 +1,7 @@
 """Plans: values that live together share no bytes, splits over devices change nothing, fit is arithmetic."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 
 import hypothesis.strategies as st
@@ -12,15 +12,16 @@ from hypothesis import given, settings
 from kernels.backend import Backend
 from kernels.dtype import DType
 from kernels.memory import Bytes, Memory
+from kernels.ops.attention import Attention, StoreKV
 from kernels.ops.copy import Copy
 from kernels.ops.op import F32, Array
 from kernels.ops.rope import Rotation
-from kernels.plan import Placement, Plan, PlanError, plan
+from kernels.plan import NOT_STREAMED, Placement, Plan, PlanError, plan, plans, streamable
 from kernels.program import Program, ProgramBuilder, ShapeError
 from kernels.reference import ReferenceBackend
 from kernels.sim.backend import SimBackend
 from kernels.sim.machine import SimMachine
-from kernels.tensor import N_OUTPUTS, N_TOKENS, Role, Sym, Tensor, shape_of
+from kernels.tensor import N_OUTPUTS, N_TOKENS, Bounds, Role, Sym, Tensor, shape_of
 
 FAR = ("far:0", "far:1")  # what the host cannot reach
 BOUNDS = {"n_tokens": 7, "n_outputs": 2, "n_seqs": 1, "n_pages": 2}
@@ -78,9 +79,28 @@ def opened(devices: Iterable[str], machine: SimMachine | None) -> dict[str, Back
     return backends
 
 
-def run(program: Program, placement: Placement, n_tokens: int = 5, machine: SimMachine | None = None) -> F32:
+class Arrival:
+    """A segment that notes when it ran."""
+
+    def __init__(self, layer: int, arrived: list[int]) -> None:
+        self._layer = layer
+        self._arrived = arrived
+
+    def run(self, values: Bounds) -> None:
+        self._arrived.append(self._layer)
+
+
+def run(
+    program: Program,
+    placement: Placement,
+    n_tokens: int = 5,
+    machine: SimMachine | None = None,
+    streamed: Mapping[int, str] = NOT_STREAMED,
+) -> F32:
     backends = opened((placement.input, *placement.layers), machine)
-    made = plan(program, placement, backends, BOUNDS)
+    made = plans(program, placement, backends, [BOUNDS], streamed)[0]
+    arrived: list[int] = []
+    arrivals = {layer: Arrival(layer, arrived) for layer in streamed}
     rng = np.random.default_rng(1)
     values = {
         name: rng.standard_normal(shape_of(t.shape, {})).astype(np.float32)
@@ -99,8 +119,10 @@ def run(program: Program, placement: Placement, n_tokens: int = 5, machine: SimM
         states = {n: filled(homes[n], np.zeros(t.n_bytes({}), np.uint8)) for n, t in program.states.items()}
         # all bits set are NaNs
         graphs = {d: filled(d, np.full(n, 0xFF, np.uint8)) for d, n in made.graph_bytes.items()}
-        executable = made.bind(backends, graphs, weights, states)
-        return executable.run(inputs_of(n_tokens))["logits"].astype(np.float32)
+        executable = made.bind(backends, graphs, weights, states, arrivals)
+        logits = executable.run(inputs_of(n_tokens))["logits"].astype(np.float32)
+    assert arrived == sorted(streamed)
+    return logits
 
 
 def inputs_of(n_tokens: int) -> dict[str, Array]:
@@ -133,6 +155,37 @@ def test_any_split_over_devices_that_the_host_cannot_reach_gives_the_same_result
     for n_tokens in (5, 1):
         alone = run(program, Placement(("a",) * 3, "a"), n_tokens)
         assert np.array_equal(run(program, Placement(devices, "a"), n_tokens, machine), alone)
+
+
+@pytest.mark.parametrize("on_host", [(0,), (1,), (0, 1), (0, 2), (1, 2)])
+def test_layers_that_a_device_computes_for_the_host_give_the_same_result(
+    on_host: tuple[int, ...], machine: SimMachine
+) -> None:
+    program = tiny_program(3)
+    placement = Placement((*("a" if layer in on_host else FAR[0] for layer in range(3)), "a"), "a")
+    backends = opened(("a", FAR[0]), machine)
+    streamed = streamable(program, placement, backends)
+    assert streamed == dict.fromkeys(on_host, FAR[0])
+    for n_tokens in (7, 5, 1):
+        alone = run(program, Placement(("a",) * 4, "a"), n_tokens)
+        assert np.array_equal(run(program, placement, n_tokens, machine, streamed), alone)
+
+
+def test_of_a_streamed_layer_only_what_touches_its_states_stays_on_the_host(machine: SimMachine) -> None:
+    program, placement = tiny_program(2), Placement(("a", FAR[0], "a"), "a")
+    backends = opened(("a", FAR[0]), machine)
+    made = plans(program, placement, backends, [BOUNDS], {0: FAR[0]})[0]
+    steps = [s for s in made.steps if s.op.layer == 0 and not isinstance(s.op, Copy)]
+    at_home = {type(step.op) for step in steps if step.device == "a"}
+    assert at_home == {StoreKV, Attention}
+    assert {made.homes[state] for state in program.states.values() if state.layer == 0} == {"a"}
+    assert ("norm.0", FAR[0]) in {(tensor.name, device) for tensor, device in made.weights}
+
+
+def test_without_a_device_or_without_a_layer_on_the_host_nothing_can_be_streamed(machine: SimMachine) -> None:
+    program, backends = tiny_program(2), opened(("a", FAR[0]), machine)
+    for layers in (("a", "a", "a"), (FAR[0], FAR[0], "a")):
+        assert streamable(program, Placement(layers, "a"), backends) == {}
 
 
 def test_a_value_is_copied_once_to_each_device_that_reads_it() -> None:

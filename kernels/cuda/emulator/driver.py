@@ -46,7 +46,7 @@ class EmulatedDriver:
         self._cache_dir = cache_dir
         self._seed = seed
         self._can_pin = can_pin
-        self._queues = Queues(seed)
+        self.queues = Queues(seed)  # a test may put work of its own there
         self._memory: dict[Pointer, Bytes] = {}
         self._pinned: dict[Pointer, int] = {}  # the size of each range
 
@@ -58,11 +58,11 @@ class EmulatedDriver:
     @property
     def n_waiting(self) -> int:
         """What the queues hold that is not done."""
-        return len(self._queues)
+        return len(self.queues)
 
     def held_bytes(self) -> int:
         """All that was not freed."""
-        return sum(array.nbytes for array in self._memory.values())
+        return sum(array.nbytes - ALIGNMENT for array in self._memory.values())
 
     def open(self) -> None:
         """Nothing to do."""
@@ -80,19 +80,19 @@ class EmulatedDriver:
 
     def free(self, pointer: Pointer) -> None:
         """The array goes, when nothing is under way any more: CUDA waits, too."""
-        self._queues.finish()
+        self.queues.finish()
         del self._memory[pointer]
 
     def upload(self, pointer: Pointer, data: Bytes) -> None:
         """A copy of a copy."""
-        self._queues.put(WORK, partial(_copy, pointer, data.copy()))
+        self.queues.put(WORK, partial(_copy, pointer, data.copy()))
 
     def start_upload(self, pointer: Pointer, data: Bytes) -> "EmulatedEvent":
         """A copy, of a copy unless the memory is pinned."""
         begin: int = data.ctypes.data
         is_pinned = any(p <= begin and begin + data.nbytes <= p + n for p, n in self._pinned.items())
-        self._queues.put(COPIES, partial(_copy, pointer, data if is_pinned else data.copy()))
-        return EmulatedEvent(self._queues, self._queues.mark(COPIES))
+        self.queues.put(COPIES, partial(_copy, pointer, data if is_pinned else data.copy()))
+        return EmulatedEvent(self.queues, self.queues.mark(COPIES))
 
     def pin(self, data: Bytes) -> None:
         """Noted."""
@@ -106,10 +106,14 @@ class EmulatedDriver:
 
     def download(self, pointer: Pointer, into: Bytes) -> None:
         """A copy."""
-        self._queues.reach(self._queues.mark(WORK))
+        self.queues.reach(self.queues.mark(WORK))
         flat = np.empty(into.nbytes, np.uint8)
         ctypes.memmove(flat.ctypes.data, pointer, flat.nbytes)
         into[...] = flat
+
+    def mark(self) -> "EmulatedEvent":
+        """The end of the queue of work."""
+        return EmulatedEvent(self.queues, self.queues.mark(WORK))
 
     def prepare(self, works: Sequence[Work]) -> None:
         """Compile their modules."""
@@ -120,7 +124,7 @@ class EmulatedDriver:
     def run(self, works: Sequence[Work]) -> None:
         """One after the other."""
         for work in works:
-            self._queues.put(WORK, partial(self._run, work))
+            self.queues.put(WORK, partial(self._run, work))
 
     def record(self, works: Sequence[Work]) -> "EmulatedGraph":
         """To be run again."""

@@ -24,14 +24,14 @@ class Queues:
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
         self._lock = threading.RLock()  # guards all below
-        self._waiting: defaultdict[str, deque[Callable[[], None] | Point]] = defaultdict(deque)
+        self._waiting: defaultdict[str, deque[Callable[[], object]]] = defaultdict(deque)
 
     def __len__(self) -> int:
         """What was given and is not done."""
         with self._lock:
             return sum(len(queue) for queue in self._waiting.values())
 
-    def put(self, name: str, work: Callable[[], None]) -> None:
+    def put(self, name: str, work: Callable[[], object]) -> None:
         """At the end of a queue."""
         with self._lock:
             self._waiting[name].append(work)
@@ -46,30 +46,19 @@ class Queues:
         self.put(name, reach)
         return point
 
-    def hold(self, name: str, point: Point) -> None:
-        """What a queue is given from here on is done after a point of another."""
-        with self._lock:
-            self._waiting[name].append(point)
-
     def advance(self) -> bool:
         """Do one thing of any queue; False when there is none to be done."""
         with self._lock:
-            for queue in self._waiting.values():
-                while queue and isinstance(point := queue[0], Point) and point.is_reached:
-                    queue.popleft()
-            ready = [q for q in self._waiting.values() if q and not isinstance(q[0], Point)]
+            ready = [queue for queue in self._waiting.values() if queue]
             if not ready:
                 return False
-            work = self._random.choice(ready).popleft()
-            assert not isinstance(work, Point), "these were taken away above"
-            work()
+            self._random.choice(ready).popleft()()
             return True
 
     def reach(self, point: Point) -> None:
         """Do what has to be done before a point, and by chance other things."""
         while not point.is_reached:
-            if not self.advance() and not point.is_reached:
-                raise RuntimeError("a queue waits for a point that no other will reach")
+            self.advance()
 
     def finish(self) -> None:
         """Do everything."""
