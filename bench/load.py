@@ -170,7 +170,13 @@ def _added_s(server: Server) -> float:
 
     The client is the standard library's: a tenth of what httpx takes, which would count as ours.
     """
-    asked = {"model": MODEL, "prompt": "one word", "raw": True, "stream": False, "options": {"num_predict": 1}}
+    asked = {
+        "model": MODEL,
+        "prompt": "one word",
+        "raw": True,
+        "stream": False,
+        "options": {"num_predict": 1},
+    }
     body, headers = json.dumps(asked), {"content-type": "application/json"}
     added_s: list[float] = []
     with closing(HTTPConnection(HOST, server.port)) as client:
