@@ -69,13 +69,20 @@ class Case:
         """What a backend makes of all rows or some."""
         return run_one_op(backend, lambda g: self.build(g, rows))
 
-    def expected(self) -> F32:
-        """By the reference, straight."""
+    @property
+    def op(self) -> Attention:
+        """Of all rows."""
         g = OneOp()
         self.build(g)
         op = g.program._ops[0]
         assert isinstance(op, Attention)
-        return attention_ref(self.q, self.k_state, self.v_state, self.tables, self.rows, self.n_visible, op)
+        return op
+
+    def expected(self) -> F32:
+        """By the reference, straight."""
+        return attention_ref(
+            self.q, self.k_state, self.v_state, self.tables, self.rows, self.n_visible, self.op
+        )
 
     def expect(self, got: F32, atol: float) -> None:
         """Fail unless got is what the reference gives, within the bound of the cache's type."""
@@ -174,9 +181,9 @@ def test_rows_see_from_the_begin_of_their_chunk_on(backend: Backend) -> None:
 @each_backend
 @pytest.mark.parametrize("dtype", ALL)
 def test_queries_are_tempered_by_how_many_lengths_they_are_on(backend: Backend, dtype: DType) -> None:
-    case = line_case(dtype, 20, 40, n_group=3)
-    hot = replace(case, temperature=0.7, temperature_length=12)
-    steps = np.array([(1 + n_visible) // 12 for n_visible in range(20, 40)])
+    case = line_case(dtype, 16, 40, n_group=3)
+    hot = replace(case, temperature=0.7, temperature_length=7)
+    steps = np.array([(1 + position) // 7 for position in range(24, 40)])
     factors = (1 + 0.7 * np.log(1 + steps)).astype(np.float32)
     assert len(set(steps)) == 3
     by_hand = replace(case, q=case.q * factors[:, None])

@@ -12,6 +12,7 @@ from kernels.backend import Backend
 from kernels.cuda.driver import Launch
 from kernels.cuda.works import TILED_ROWS, Place, works_of
 from kernels.dtype import DType
+from kernels.ops.attention import first_seen
 from kernels.ops.op import F32, I32
 from tests.cuda import CUDA_BACKENDS
 from tests.kernels.caches import CacheShape
@@ -42,8 +43,10 @@ def most_wrong(case: Case) -> F32:
     heads = np.abs(case.q.astype(np.float64)).reshape(len(case.rows), cache.n_kv, -1, cache.head_dim)
     bounds = np.empty((len(case.rows), 1))
     for i, n_seen in enumerate(case.n_visible):
-        cells = cache.cells_of(case.tables[case.rows[i]], n_seen)[-(case.window + 1) if case.window else 0 :]
-        d = n_roundings * UNIT * np.einsum("ghd,cgd->ghc", heads[i], keys[cells]).max() * cache.head_dim**-0.5
+        first = first_seen(n_seen - 1, case.window, case.chunk)
+        cells = cache.cells_of(case.tables[case.rows[i]], n_seen)[first:]
+        scale = case.op.scale_of(n_seen - 1)
+        d = n_roundings * UNIT * np.einsum("ghd,cgd->ghc", heads[i], keys[cells]).max() * scale
         bounds[i] = values[cells].max() * (np.expm1(2 * d) + (1 + n_roundings) * UNIT + len(cells) * 2.0**-24)
     return bounds.astype(np.float32)
 
@@ -98,6 +101,7 @@ def crowds(draw: st.DrawFn) -> Case:
     return make_case(
         cache, tables.astype(np.int32), rows, n_visible, n_group, draw(seeds),
         window=draw(st.sampled_from([0, 1, 5, 33])), softcap=draw(st.sampled_from([0.0, 2.0, 50.0])),
+        chunk=draw(st.sampled_from([0, 0, 1, 7, 32, 50])),
     )  # fmt: skip
 
 
@@ -127,6 +131,16 @@ def test_prompts_agree_at_every_width_and_group(
 def test_long_sequences_agree(backend: Backend, n: int, window: int) -> None:
     case = line_case(DType.F16, n, 700, window=window)
     assert len(kernels_for(case)) == (2 if n == 20 else 1)
+    expect(case, case.run(backend))
+
+
+@each_cuda
+@each_cache
+@pytest.mark.parametrize("chunk", [0, 24])
+def test_queries_of_a_tile_are_tempered_each_by_its_position(
+    backend: Backend, dtype: DType, chunk: int
+) -> None:
+    case = replace(line_case(dtype, 40, 70, chunk=chunk), temperature=0.7, temperature_length=12)
     expect(case, case.run(backend))
 
 
