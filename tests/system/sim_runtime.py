@@ -264,6 +264,8 @@ def simulated(
             machine.script_probe(probe)
         # a context that is configured is what is loaded: then memory is what the layers take
         context = {"RUNTIME_N_CTX": str(OPTIONS["num_ctx"])}
+        # never: slots take room that layers are to have here
+        context["RUNTIME_STREAM_FROM"] = str(2 * OPTIONS["num_batch"])
         environ = {"RUNTIME_SIM": folder, "OLLAMA_NUM_PARALLEL": "1", **context, **settings}
         with started(**environ) as runtime:
             made = SimRuntime(runtime, machine)
