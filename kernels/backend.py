@@ -108,6 +108,10 @@ class Backend(Protocol):
         """Undo `pin`, once no copy from there is under way."""
         ...
 
+    def reaches(self, other: "Backend") -> bool:
+        """Whether values come from there without passing the host; also of devices that are not open."""
+        ...
+
     def mark(self) -> Pending:
         """The end of all work that the device was given so far."""
         ...

@@ -81,6 +81,18 @@ class Memory(Protocol):
         """
         ...
 
+    def reaches(self, other: "Memory") -> bool:
+        """Whether `receive` from there passes by the host."""
+        ...
+
+    def receive(self, source: "Memory", n_bytes: int) -> None:
+        """Put n_bytes of the beginning of another device's memory at the beginning.
+
+        It comes after all work that either was given before, and before all that either is given later.
+        ValueError where it does not reach it.
+        """
+        ...
+
     def download(self, into: Bytes) -> None:
         """Fill `into` [at most n_bytes] on the host from the beginning.
 
@@ -147,6 +159,15 @@ class HostMemory:
         """See `Memory`."""
         self.upload(data)
         return Done()
+
+    def reaches(self, other: Memory) -> bool:
+        """Other memory is reached through `upload` and `download`."""
+        del other
+        return False
+
+    def receive(self, source: Memory, n_bytes: int) -> None:
+        """See `reaches`."""
+        raise ValueError(f"{n_bytes} bytes of {source} are out of reach")
 
     def download(self, into: Bytes) -> None:
         """See `Memory`."""

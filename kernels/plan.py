@@ -2,7 +2,7 @@
 
 Inputs arrive and outputs leave on the host, where `placement.input` is.  Inputs are copied to the devices
 that read them before anything runs, a value that another device reads before its first reader there, through
-the host's memory where neither device is the host.
+the host's memory where neither device is the host nor reaches the other.
 
 A layer of the host may be streamed: another device computes it, for which its weights are brought in time by
 whoever runs the plan; what reads or writes its states stays where they are.
@@ -231,6 +231,7 @@ class _Route:
         self.homes |= dict.fromkeys(program.inputs.values(), placement.input)
         self._n_layer = program.n_layer
         self._host = placement.input
+        self._backends = backends
         self._are_hosts = {device: backend.is_host for device, backend in backends.items()}
         self._copies: dict[tuple[Tensor, str], Tensor] = {}
         if not self._are_hosts[self._host]:
@@ -264,7 +265,7 @@ class _Route:
         key = (tensor, device)
         if key not in self._copies:
             source = tensor
-            if not (self._are_hosts[self.homes[tensor]] or self._are_hosts[device]):
+            if self._passes_host(self.homes[tensor], device):
                 source = self._on(tensor, self._host, layer)
             copy = replace(tensor, name=f"{tensor.name}@{device}", role=Role.VALUE)
             self._copies[key] = copy
@@ -272,6 +273,12 @@ class _Route:
             steps = self._arrivals if tensor.role is Role.INPUT else self._steps
             steps.append(Step(Copy(layer, source, copy), device))
         return self._copies[key]
+
+    def _passes_host(self, source: str, target: str) -> bool:
+        """Whether a value has to be copied to the host on its way."""
+        if self._are_hosts[source] or self._are_hosts[target]:
+            return False
+        return not self._backends[target].reaches(self._backends[source])
 
 
 def _substitute(op: Op, moved: Mapping[Tensor, Tensor]) -> Op:

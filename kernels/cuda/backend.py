@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from kernels.backend import Binding
+from kernels.backend import Backend, Binding
 from kernels.checks import check_ops, refusal_of, values_within
 from kernels.cuda import works
 from kernels.cuda.driver import Driver, Graph, Pointer, Work
@@ -101,6 +101,10 @@ class CudaBackend:
     def unpin(self, data: Bytes) -> None:
         """Undo `pin`."""
         self._driver.unpin(data)
+
+    def reaches(self, other: Backend) -> bool:
+        """As the driver says."""
+        return isinstance(other, CudaBackend) and self._driver.reaches(other._driver)
 
     def mark(self) -> Pending:
         """An event."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.cuda.driver import Gemm, Launch, Pointer, Work
+from kernels.cuda.driver import Driver, Gemm, Launch, Pointer, Work
 from kernels.cuda.sources import module_of, source_of
 from kernels.memory import Bytes, PinError
 
@@ -38,6 +38,7 @@ class CupyDriver:
         self._blas: Any = None
         self._handle = 0
         self._kernels: dict[tuple[str, str], Any] = {}
+        self._peers: set[int] = set()  # ordinals of devices that this one may read
         self._free_bytes = 0  # of the device before the context, as near as can be known
         self._one, self._zero = np.ones(1, np.float32), np.zeros(1, np.float32)
 
@@ -125,6 +126,27 @@ class CupyDriver:
             self._runtime.memcpyAsync(into.ctypes.data, pointer, into.nbytes, TO_HOST, self._stream.ptr)
             self._stream.synchronize()
 
+    def reaches(self, other: Driver) -> bool:
+        """As CUDA says of the two; it needs no context for that."""
+        if not isinstance(other, CupyDriver) or other is self:
+            return False
+        runtime = importlib.import_module("cupy").cuda.runtime
+        return bool(runtime.deviceCanAccessPeer(self._ordinal, other._ordinal))
+
+    def receive(self, pointer: Pointer, other: Driver, source: Pointer, n_bytes: int) -> None:
+        """Each stream waits for the other: the source's memory may be written again after the copy."""
+        assert isinstance(other, CupyDriver), "others are out of reach"
+        with other._device():
+            given = other._stream.record(self._cupy.cuda.Event(disable_timing=True))
+        with self._device():
+            self._enable(other)
+            self._stream.wait_event(given)
+            ends = (pointer, self._ordinal, source, other._ordinal)
+            self._runtime.memcpyPeerAsync(*ends, n_bytes, self._stream.ptr)
+            done = self._stream.record(self._cupy.cuda.Event(disable_timing=True))
+        with other._device():
+            other._stream.wait_event(done)
+
     def mark(self) -> "CupyEvent":
         """An event on the stream of work."""
         with self._device():
@@ -162,6 +184,12 @@ class CupyDriver:
 
     def _device(self) -> Any:  # noqa: ANN401  # CuPy has no types
         return self._cupy.cuda.Device(self._ordinal)
+
+    def _enable(self, other: "CupyDriver") -> None:
+        """Without it copies would pass the host all the same."""
+        if other._ordinal not in self._peers:
+            self._runtime.deviceEnablePeerAccess(other._ordinal)
+            self._peers.add(other._ordinal)
 
     def _kernel(self, launch: Launch) -> Any:  # noqa: ANN401  # as above
         key = (launch.kernel, launch.type_name)

@@ -104,6 +104,14 @@ class Driver(Protocol):
         """To the host, done when this returns."""
         ...
 
+    def reaches(self, other: "Driver") -> bool:
+        """Whether the two devices copy from one another by themselves; takes nothing of either."""
+        ...
+
+    def receive(self, pointer: Pointer, other: "Driver", source: Pointer, n_bytes: int) -> None:
+        """From a device that it reaches: after the work of both so far, before what both are given later."""
+        ...
+
     def mark(self) -> Pending:
         """The end of all work that was given so far, without what was started."""
         ...

@@ -1,7 +1,7 @@
 """Memory of a CUDA device."""
 
 from kernels.cuda.driver import Driver, Pointer
-from kernels.memory import Allocations, Bytes, Done, Pending
+from kernels.memory import Allocations, Bytes, Done, Memory, Pending
 
 
 class CudaMemory:
@@ -31,6 +31,17 @@ class CudaMemory:
     def start_upload(self, data: Bytes) -> Pending:
         """See `Memory`."""
         return self._driver.start_upload(self.pointer, data) if data.nbytes else Done()
+
+    def reaches(self, other: Memory) -> bool:
+        """Whether the driver says that one device reaches the other."""
+        return isinstance(other, CudaMemory) and self._driver.reaches(other._driver)
+
+    def receive(self, source: Memory, n_bytes: int) -> None:
+        """See `Memory`."""
+        if not isinstance(source, CudaMemory) or not self._driver.reaches(source._driver):
+            raise ValueError(f"{n_bytes} bytes of {source} are out of reach of {self._driver.title}")
+        if n_bytes:
+            self._driver.receive(self.pointer, source._driver, source.pointer, n_bytes)
 
     def download(self, into: Bytes) -> None:
         """See `Memory`."""

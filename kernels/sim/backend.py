@@ -97,6 +97,11 @@ class SimBackend:
     def unpin(self, data: Bytes) -> None:
         """Nothing to do."""
 
+    def reaches(self, other: Backend) -> bool:
+        """Simulated devices have no way to each other."""
+        del other
+        return False
+
     def mark(self) -> Done:
         """Its work is done when a segment has run."""
         return Done()

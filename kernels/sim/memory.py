@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kernels.memory import Allocations, Bytes, Done, OutOfMemory, part_of
+from kernels.memory import Allocations, Bytes, Done, Memory, OutOfMemory, part_of
 
 # mmap names it from Python 3.13 on.  What the device simulates to have must not count as promised by the host
 MAP_NORESERVE = 0x4000
@@ -35,6 +35,15 @@ class SimMemory:
         """See `Memory`."""
         self.upload(data)
         return Done()
+
+    def reaches(self, other: Memory) -> bool:
+        """Simulated devices have no way to each other."""
+        del other
+        return False
+
+    def receive(self, source: Memory, n_bytes: int) -> None:
+        """See `reaches`."""
+        raise ValueError(f"{n_bytes} bytes of {source} are out of reach of {self._device}")
 
     def download(self, into: Bytes) -> None:
         """See `Memory`."""

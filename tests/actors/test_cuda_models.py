@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,28 @@ async def test_layers_on_a_device_give_the_tokens_of_the_host_alone(
         assert isinstance(engine, Engine)
         assert await answers(engine, asked) == expected
     assert cuda.held_bytes() == cuda.allocations.given_bytes == 0
+
+
+@pytest.mark.parametrize("has_peers", [True, False])
+@pytest.mark.parametrize("seed", range(2))
+async def test_two_devices_hand_values_over_directly_where_they_reach_each_other(
+    seed: int, has_peers: bool, tmp_path: Path
+) -> None:
+    tiny = replace(t.VARIANTS["qwen3"], n_layer=3)
+    path = tmp_path / "tiny.gguf"
+    t.write(path, tiny, t.weights(tiny))
+    asked = [Generate(tuple(t.prompt(tiny, 26)), Sampling(temperature=0), n_predict=4)]
+    alone, _ = opened(path, ())
+    async with serving(alone) as engine:
+        expected = await answers(engine, asked)
+    drivers = [EmulatedDriver(COMPILED, seed + i, has_peers=has_peers) for i in range(2)]
+    devices = {f"cuda:{i}": CudaBackend(f"cuda:{i}", driver) for i, driver in enumerate(drivers)}
+    placement = (LayerPlacement("cuda:0", (0, 2)), LayerPlacement("cuda:1", (1, 3)))
+    spec = ModelSpec("tiny", "sha256:0", str(path), 0)
+    model = Model.open(spec, OPTIONS, placement, {"cpu": CpuBackend(2), **devices})
+    async with serving(model) as engine:
+        assert await answers(engine, asked) == expected
+    assert all((driver.received_bytes > 0) == has_peers for driver in drivers)
 
 
 def test_what_is_planned_is_what_the_device_gives(tmp_path: Path) -> None:

@@ -138,6 +138,12 @@ class Slow:
     def download(self, into: Bytes) -> None:
         raise AssertionError("nobody reads it")
 
+    def reaches(self, other: Memory) -> bool:
+        return False
+
+    def receive(self, source: Memory, n_bytes: int) -> None:
+        raise AssertionError("nobody sends to it")
+
 
 def test_what_is_given_up_is_over_once_the_device_has_taken_what_it_began(path: str) -> None:
     slow = Slow()

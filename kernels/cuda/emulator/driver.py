@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kernels.cuda.driver import Gemm, Launch, Pointer, Work
+from kernels.cuda.driver import Driver, Gemm, Launch, Pointer, Work
 from kernels.cuda.emulator.queues import Point, Queues
 from kernels.cuda.sources import kernels_of, module_of, source_of
 from kernels.memory import Bytes, PinError
@@ -35,17 +35,21 @@ class EmulatedDriver:
     """Satisfies `kernels.cuda.driver.Driver`.
 
     cache_dir: where compiled modules are kept.  seed: of the orders of threads and of queues.
-    can_pin: whether the system lets a driver lock memory.
+    can_pin: whether the system lets a driver lock memory.  has_peers: whether devices reach one another.
     """
 
     title = "emulated CUDA"
     has_gemm = False
     context_bytes = 0
 
-    def __init__(self, cache_dir: Path, seed: int = 1, *, can_pin: bool = True) -> None:
+    def __init__(
+        self, cache_dir: Path, seed: int = 1, *, can_pin: bool = True, has_peers: bool = True
+    ) -> None:
         self._cache_dir = cache_dir
         self._seed = seed
         self._can_pin = can_pin
+        self._has_peers = has_peers
+        self.received_bytes = 0  # of other devices
         self.queues = Queues(seed)  # a test may put work of its own there
         self._memory: dict[Pointer, Bytes] = {}
         self._pinned: dict[Pointer, int] = {}  # the size of each range
@@ -110,6 +114,22 @@ class EmulatedDriver:
         flat = np.empty(into.nbytes, np.uint8)
         ctypes.memmove(flat.ctypes.data, pointer, flat.nbytes)
         into[...] = flat
+
+    def reaches(self, other: Driver) -> bool:
+        """As the two were made."""
+        return (
+            isinstance(other, EmulatedDriver) and other is not self and self._has_peers and other._has_peers
+        )
+
+    def receive(self, pointer: Pointer, other: Driver, source: Pointer, n_bytes: int) -> None:
+        """In the queues of both."""
+        assert isinstance(other, EmulatedDriver), "others are out of reach"
+        given = other.queues.mark(WORK)
+        self.queues.put(WORK, partial(other.queues.reach, given))
+        self.queues.put(WORK, partial(ctypes.memmove, pointer, source, n_bytes))
+        done = self.queues.mark(WORK)
+        other.queues.put(WORK, partial(self.queues.reach, done))
+        self.received_bytes += n_bytes
 
     def mark(self) -> "EmulatedEvent":
         """The end of the queue of work."""

@@ -21,9 +21,10 @@ class Point:
 class Queues:
     """The queues of one device.  Threads may share it; seed: of the order."""
 
+    _lock = threading.RLock()  # guards all of every device: work of one may wait for another's
+
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
-        self._lock = threading.RLock()  # guards all below
         self._waiting: defaultdict[str, deque[Callable[[], object]]] = defaultdict(deque)
 
     def __len__(self) -> int:
