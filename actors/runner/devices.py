@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 from actors.errors import ConfigError, RequestError, Unsupported
 from actors.protocol import LayerPlacement
@@ -69,6 +70,7 @@ def _open_device(device: str, host: Backend, sim_dir: str) -> Backend:
 def _open_cuda(device: str) -> Backend:
     # the management library takes 20 ms to import, which a runner on the host need not wait for
     from actors.runner.probe.cuda import find_listed
+    from actors.runner.probe.nvml import process_bytes
 
     try:
         listed = find_listed(device)
@@ -76,4 +78,6 @@ def _open_cuda(device: str) -> Backend:
         raise no_device(device) from exc
     if listed is None:
         raise no_device(device)
-    return CudaBackend(device, CupyDriver(listed.ordinal, listed.name))
+    return CudaBackend(
+        device, CupyDriver(listed.ordinal, listed.name), partial(process_bytes, device, os.getpid())
+    )

@@ -4,7 +4,7 @@ Everything that a kernel relies on is checked when a segment is bound; index inp
 from the cache's tables, and are not looked at again on the device.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -27,12 +27,16 @@ WIDEST_BYTES = 16  # of an access: where every tensor has to be aligned
 
 
 class CudaBackend:
-    """Satisfies `kernels.backend.Backend`.  name: the device's id."""
+    """Satisfies `kernels.backend.Backend`.
 
-    def __init__(self, name: str, driver: Driver) -> None:
+    name: the device's id.  own_bytes: what a management library says this process holds, or None.
+    """
+
+    def __init__(self, name: str, driver: Driver, own_bytes: Callable[[], int | None] = lambda: None) -> None:
         self.allocations = Allocations()
         self._name = name
         self._driver = driver
+        self._own_bytes = own_bytes
 
     @property
     def name(self) -> str:
@@ -60,8 +64,12 @@ class CudaBackend:
         return self._driver.context_bytes
 
     def held_bytes(self) -> int:
-        """What the device says this process holds."""
-        return self._driver.held_bytes()
+        """What the management library says of this process, else what the driver makes of free memory."""
+        own_bytes = self._own_bytes()
+        # less than the buffers is another process's: in a container pids may be the host's
+        if own_bytes is None or own_bytes < self.allocations.given_bytes:
+            return self._driver.held_bytes()
+        return own_bytes
 
     def open(self) -> None:
         """Make the context."""

@@ -171,3 +171,20 @@ async def test_memory_that_cannot_be_pinned_is_told_and_used(
         assert await answers(engine, asked) == expected
     assert "cuda:0 loads slowly" in caplog.text
     assert "cannot be locked" in caplog.text
+
+
+@pytest.mark.parametrize("said_bytes", [None, 1, 123 << 20])
+def test_measured_memory_is_what_is_said_of_this_process_where_that_is_said(
+    said_bytes: int | None, path: Path
+) -> None:
+    cuda = CudaBackend(DEVICE, EmulatedDriver(COMPILED), lambda: said_bytes)
+    spec = ModelSpec("tiny", "sha256:0", str(path), 0)
+    placement = (LayerPlacement(DEVICE, (0, 1, 2)),)
+    model = Model.open(spec, OPTIONS, placement, {"cpu": CpuBackend(2), DEVICE: cuda})
+    assert model.allocate()
+    device = next(one for one in model.report().devices if one.id == DEVICE)
+    items = (*device.weights, *device.cache, device.graph, device.overhead)
+    given_bytes = cuda.allocations.given_bytes
+    held_bytes = given_bytes if said_bytes in (None, 1) else said_bytes  # 1: of somebody else
+    assert sum(item.measured_bytes for item in items) == held_bytes
+    model.close()

@@ -52,6 +52,17 @@ def drivers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Drivers:
     return install
 
 
+def test_what_a_process_holds_is_what_the_management_library_says_of_it(drivers: Drivers) -> None:
+    processes = [{"pid": 7, "used": 5 << 20}, {"pid": 8, "used": None}]
+    drivers(nvml={"gpus": [GPU | {"processes": processes}]})
+    assert nvml.process_bytes(GPU_ID, 7) == 5 << 20
+    assert nvml.process_bytes(GPU_ID, 8) is None  # it does not know
+    assert nvml.process_bytes(GPU_ID, 9) is None  # another name space of processes
+    assert nvml.process_bytes("GPU-other", 7) is None
+    drivers(nvml={"error": 12})
+    assert nvml.process_bytes(GPU_ID, 7) is None
+
+
 def plug(around: Surroundings, pci_id: str, vendor: str, **files: str) -> None:
     """Put a card into the bus."""
     folder = around.pci / pci_id

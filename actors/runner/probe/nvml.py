@@ -45,6 +45,21 @@ def read_nvml() -> Nvml:
         raise Unsupported(f"the NVIDIA driver does not answer: {exc}", where="probe.nvml") from exc
 
 
+def process_bytes(uuid: str, pid: int) -> int | None:
+    """What a process holds of a GPU; None where the driver does not say, or counts processes otherwise.
+
+    In a container it may name the host's pids, and on Windows it leaves memory to the system.
+    """
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    except pynvml.NVMLError:
+        return None
+    found = next((process.usedGpuMemory for process in processes if process.pid == pid), None)
+    return None if found is None else int(found)
+
+
 def _read(index: int) -> NvmlDevice | None:
     """None for a GPU that is lost: it fell off the bus, or needs a reset; the others are fine."""
     try:

@@ -2,6 +2,8 @@
 
     "nvml": {"gpus": [{"uuid": "GPU-...", "busId": "00000000:01:00.0", "total": 1, "free": 1}], "error": 12}
 
+"processes" of a GPU are [{"pid": 1, "used": bytes or null}, ...].
+
 A GPU without "total" shares the host's memory; one that is "lost" answers nothing.
 """
 
@@ -65,3 +67,14 @@ def nvmlDeviceGetMemoryInfo(gpu: dict[str, Any]) -> SimpleNamespace:
     if "total" not in gpu:
         raise NVMLError(NVML_ERROR_NOT_SUPPORTED)
     return SimpleNamespace(total=gpu["total"], free=gpu["free"])
+
+
+def nvmlDeviceGetHandleByUUID(uuid: str) -> dict[str, Any]:
+    for gpu in _script()["gpus"]:
+        if gpu["uuid"] == uuid:
+            return dict(gpu)
+    raise NVMLError(6)  # NVML_ERROR_NOT_FOUND
+
+
+def nvmlDeviceGetComputeRunningProcesses(gpu: dict[str, Any]) -> list[SimpleNamespace]:
+    return [SimpleNamespace(pid=p["pid"], usedGpuMemory=p["used"]) for p in gpu.get("processes", [])]
