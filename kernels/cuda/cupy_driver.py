@@ -15,6 +15,7 @@ from kernels.memory import Bytes, PinError
 
 CONTEXT_BYTES = 640 << 20  # an H200 with driver 580, CUDA 13 and the matrix library took 598 MiB
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+PEERS_ALREADY = 704  # cudaErrorPeerAccessAlreadyEnabled
 TO_DEVICE, TO_HOST = 1, 2
 PORTABLE = 1  # cudaHostRegisterPortable
 OP_N, OP_T = 0, 1
@@ -187,9 +188,14 @@ class CupyDriver:
 
     def _enable(self, other: "CupyDriver") -> None:
         """Without it copies would pass the host all the same."""
-        if other._ordinal not in self._peers:
+        if other._ordinal in self._peers:
+            return
+        try:
             self._runtime.deviceEnablePeerAccess(other._ordinal)
-            self._peers.add(other._ordinal)
+        except self._runtime.CUDARuntimeError as exc:
+            if exc.status != PEERS_ALREADY:  # contexts outlive drivers
+                raise
+        self._peers.add(other._ordinal)
 
     def _kernel(self, launch: Launch) -> Any:  # noqa: ANN401  # as above
         key = (launch.kernel, launch.type_name)
