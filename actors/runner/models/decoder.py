@@ -74,15 +74,15 @@ class Attention(Module):
     v: Linear = gguf("attn_v", "kv_width", "n_embd", bias=None)
     output: Linear = gguf("attn_output", "n_embd", "q_width", bias=None)
 
-    def queries(self, x: Tensor, layer: int) -> Tensor:
-        """[n_tokens, q_width], before rope."""
+    def queries(self, q: Tensor, layer: int) -> Tensor:
+        """Projected queries [n_tokens, q_width] as rope wants them."""
         del layer
-        return self.q(x)
+        return q
 
-    def keys(self, x: Tensor, layer: int) -> Tensor:
-        """[n_tokens, kv_width], before rope."""
+    def keys(self, k: Tensor, layer: int) -> Tensor:
+        """Projected keys [n_tokens, kv_width] as rope wants them."""
         del layer
-        return self.k(x)
+        return k
 
     def join(self, mixed: Tensor, residual: Tensor) -> Tensor:
         """What the heads found [n_tokens, q_width], added to the residual stream."""
@@ -98,7 +98,9 @@ class Attention(Module):
         shape = (pages.n_cells, h.kv_width)
         k_state = g.state(f"cache_k.{layer}", shape, batch.cache.dtype)
         v_state = g.state(f"cache_v.{layer}", shape, batch.cache.dtype)
-        q, k, v = self.queries(x, layer), self.keys(x, layer), self.v(x)
+        # products of one input stand together, and rope beside the cache: backends join neighbours
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        q, k = self.queries(q, layer), self.keys(k, layer)
         if rotation is not None:
             q = g.rope(q, batch.positions, h.head_dim, rotation)
         g.store_kv(

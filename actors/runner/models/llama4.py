@@ -39,13 +39,13 @@ class Llama4Attention(Attention):
     length, so that both are the same.
     """
 
-    def queries(self, x: Tensor, layer: int) -> Tensor:
+    def queries(self, q: Tensor, layer: int) -> Tensor:
         """Normed per head in layers with rope."""
-        return self._normed(self.q(x), layer)
+        return self._normed(q, layer)
 
-    def keys(self, x: Tensor, layer: int) -> Tensor:
+    def keys(self, k: Tensor, layer: int) -> Tensor:
         """Normed per head in layers with rope."""
-        return self._normed(self.k(x), layer)
+        return self._normed(k, layer)
 
     def _normed(self, heads: Tensor, layer: int) -> Tensor:
         h = self.hparams

@@ -17,12 +17,12 @@ class Qwen3Attention(Attention):
     q_norm: RMSNorm = gguf("attn_q_norm", "head_dim")
     k_norm: RMSNorm = gguf("attn_k_norm", "head_dim")
 
-    def queries(self, x: Tensor, layer: int) -> Tensor:
+    def queries(self, q: Tensor, layer: int) -> Tensor:
         """Normed per head, before rope."""
         del layer
-        return self.q_norm(self.q(x))
+        return self.q_norm(q)
 
-    def keys(self, x: Tensor, layer: int) -> Tensor:
+    def keys(self, k: Tensor, layer: int) -> Tensor:
         """Normed per head, before rope."""
         del layer
-        return self.k_norm(self.k(x))
+        return self.k_norm(k)
