@@ -135,7 +135,7 @@ def _product_s(
     works: list[Work] = []
     for pointer in copies:
         address = {**needed, weight: pointer}.__getitem__
-        place = Place(address, scratch, (), {}, scratch, {}, has_gemm=True)
+        place = Place(address, scratch, (), {}, scratch, scratch, {}, has_gemm=True)
         works += works_of([op], place, {})
     driver.prepare(works)
     driver.run(works)

@@ -2,20 +2,11 @@
 
 #include "common.cuh"
 
-// A warp for each group of 32 activations.  One that is not finite makes its group's scale NaN.
+// A warp for each group of 32 activations.
 KERNEL quantize(const float* x, i8* q, float* scale, i16* sums, int n_in, int n, const int* dims) {
-    const int lane = threadIdx.x % WARP;
     const i64 group = (i64)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
     if (group >= (i64)dim_of(n, dims) * (n_in / GROUP)) return;
-    const float value = x[group * GROUP + lane], most = warp_max(fabsf(value));
-    const int is_finite = __all_sync(FULL, fabsf(value) < INF);
-    const float inverse = is_finite && most > 0.0f ? 127.0f / most : 0.0f;
-    const int level = is_finite ? __float2int_rn(value * inverse) : 0;
-    int sum = level;
-    for (int step = 8; step > 0; step /= 2) sum += __shfl_xor_sync(FULL, sum, step);
-    q[group * GROUP + lane] = (i8)level;
-    if (lane % 16 == 0) sums[group * 2 + lane / 16] = (i16)sum;
-    if (lane == 0) scale[group] = is_finite ? most / 127.0f : INF - INF;
+    quantize_group(x[group * GROUP + threadIdx.x % WARP], group, {q, scale, sums});
 }
 
 // A block for each row: activations as f16, divided by a power of two that brings the largest near 1024.

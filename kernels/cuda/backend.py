@@ -10,7 +10,7 @@ import numpy as np
 
 from kernels.backend import Backend, Binding
 from kernels.checks import check_ops, refusal_of, values_within
-from kernels.cuda import works
+from kernels.cuda import fuse, works
 from kernels.cuda.driver import Driver, Graph, Pointer, Work
 from kernels.cuda.memory import CudaBuffer, CudaMemory
 from kernels.memory import Allocations, Bytes, OutOfMemory, Pending
@@ -19,9 +19,10 @@ from kernels.ops.op import Op
 from kernels.ops.rope import Rope, Rotation
 from kernels.tensor import N_TOKENS, Bounds, Tensor
 
-CONSTANT_BYTES = 8 << 10  # sizes of a run, and frequencies: at the beginning of the workspace
+CONSTANT_BYTES = 12 << 10  # at the beginning of the workspace: sizes of a run, counters, frequencies
+FREQUENCIES = works.ALIGNMENT + 4 * fuse.MAX_COUNTERS  # where they begin
 GRANULARITY_BYTES = 512
-GRAPH_ROWS = 16  # plans of at most so many rows are recorded, others launched kernel by kernel
+GRAPH_ROWS = fuse.FUSED_ROWS  # plans of at most so many rows are recorded, others launched kernel by kernel
 N_KEPT = 8  # sizes whose launches are kept
 WIDEST_BYTES = 16  # of an access: where every tensor has to be aligned
 
@@ -135,13 +136,14 @@ class CudaSegment:
         workspace = self._own(binding.workspace, "the workspace")
         self._constants = CudaMemory(driver, workspace.pointer, CONSTANT_BYTES)
         frequencies, inv_freq = self._frequencies(binding.ops, workspace.pointer)
-        self._head = np.zeros(works.ALIGNMENT + len(frequencies), np.uint8)
-        self._head[works.ALIGNMENT :] = np.frombuffer(frequencies, np.uint8)
+        self._head = np.zeros(FREQUENCIES + len(frequencies), np.uint8)
+        self._head[FREQUENCIES:] = np.frombuffer(frequencies, np.uint8)
         self._place = works.Place(
             address=self._addresses.__getitem__,
             dims=workspace.pointer,
             symbols=self._symbols,
             inv_freq=inv_freq,
+            counters=workspace.pointer + works.ALIGNMENT,
             scratch=workspace.pointer + CONSTANT_BYTES,
             bounds=binding.bounds,
             has_gemm=driver.has_gemm,
@@ -181,12 +183,11 @@ class CudaSegment:
         for op in ops:
             rotation = op.rotation if isinstance(op, Rope | StoreKV) else None
             if rotation is not None and rotation not in found:
-                found[rotation] = start + works.ALIGNMENT + len(raw)
+                found[rotation] = start + FREQUENCIES + len(raw)
                 raw += np.array(rotation.inv_freq, np.float32).tobytes()
-        if works.ALIGNMENT + len(raw) > CONSTANT_BYTES:
-            raise ValueError(
-                f"{len(found)} rotations take {len(raw)} bytes, there is room for {CONSTANT_BYTES}"
-            )
+        room = CONSTANT_BYTES - FREQUENCIES
+        if len(raw) > room:
+            raise ValueError(f"{len(found)} rotations take {len(raw)} bytes, there is room for {room}")
         return raw, found
 
     def _own(self, memory: object, what: str) -> CudaMemory:

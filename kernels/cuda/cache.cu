@@ -20,29 +20,41 @@ __device__ inline void write(const Region& r, int dtype, int in, int d, float va
     }
 }
 
-// A warp for each key/value head of each row: its lanes take neighbouring dimensions, 32 at a time.
-KERNEL store_kv(const float* k, const float* v, const int* positions, const int* cells, u8* k_state, u8* v_state,
-                const float* inv_freq, float magnitude, int n_pair, int is_neox, int dtype, int n_kv, int head_dim,
-                int page_size, int n, const int* dims) {
+// Dimension d of a head at a position.
+__device__ inline float turned(const float* head, int d, int position, const float* inv_freq, float magnitude,
+                               int n_pair, int is_neox) {
+    const float value = head[d];
+    if (d >= 2 * n_pair) return value;
+    const int pair = is_neox ? d % n_pair : d / 2, is_second = is_neox ? d >= n_pair : d % 2;
+    const float other = head[is_neox ? (is_second ? d - n_pair : d + n_pair) : d ^ 1];
+    float cosine, sine;
+    turn(position, inv_freq[pair], &cosine, &sine);
+    return (is_second ? other * sine + value * cosine : value * cosine - other * sine) * magnitude;
+}
+
+// A warp for each key/value head of each row: its lanes take neighbouring dimensions, 32 at a time.  Others turn the
+// n_head queries of the row, where there are any (0: `rope` does).
+KERNEL store_kv(const float* q, float* q_out, const float* k, const float* v, const int* positions, const int* cells,
+                u8* k_state, u8* v_state, const float* inv_freq, float magnitude, int n_pair, int is_neox, int dtype,
+                int n_head, int n_kv, int head_dim, int page_size, int n, const int* dims) {
     const int lane = threadIdx.x % WARP;
-    const i64 head = (i64)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
-    const int row = (int)(head / n_kv), kv = (int)(head % n_kv);
+    const i64 unit = (i64)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
+    const int row = (int)(unit / (n_kv + n_head)), kv = (int)(unit % (n_kv + n_head));
     if (row >= dim_of(n, dims)) return;
+    if (kv >= n_kv) {
+        const i64 begin = ((i64)row * n_head + kv - n_kv) * head_dim;
+        for (int d = lane; d < head_dim; d += WARP)
+            q_out[begin + d] = turned(q + begin, d, positions[row], inv_freq, magnitude, n_pair, is_neox);
+        return;
+    }
     const int page = cells[row] / page_size, in = cells[row] % page_size;
     const Region keys = region_of(k_state, dtype, page, n_kv, kv, page_size, head_dim);
     const Region values = region_of(v_state, dtype, page, n_kv, kv, page_size, head_dim);
+    const i64 head = (i64)row * n_kv + kv;
     const float *from_k = k + head * head_dim, *from_v = v + head * head_dim;
     for (int begin = 0; begin < head_dim; begin += WARP) {
         const int d = begin + lane, is_there = d < head_dim;
-        float key = is_there ? from_k[d] : 0.0f;
-        if (is_there && d < 2 * n_pair) {
-            const int pair = is_neox ? d % n_pair : d / 2;
-            const int is_second = is_neox ? d >= n_pair : d % 2;
-            const float other = from_k[is_neox ? (is_second ? d - n_pair : d + n_pair) : d ^ 1];
-            float cosine, sine;
-            turn(positions[row], inv_freq[pair], &cosine, &sine);
-            key = (is_second ? other * sine + key * cosine : key * cosine - other * sine) * magnitude;
-        }
+        const float key = is_there ? turned(from_k, d, positions[row], inv_freq, magnitude, n_pair, is_neox) : 0.0f;
         write<1>(keys, dtype, in, d, key, is_there);
         write<0>(values, dtype, in, d, is_there ? from_v[d] : 0.0f, is_there);
     }
@@ -117,13 +129,57 @@ __device__ inline void attend(const float* q, u8* k_state, u8* v_state, const in
     }
 }
 
+// Pieces of a row's cells that are seen.
+struct Seen {
+    int from, to;
+};
+
+__device__ inline Seen seen_of(int first, int stop, int piece_cells) {
+    return {first / piece_cells, (stop + piece_cells - 1) / piece_cells};
+}
+
+// Dimension d of a head's result: its pieces' partial results [n_piece, head_dim + 2], in order.  They may be of this
+// very launch, of other blocks: no cache of this processor's may answer for them.
+__device__ inline float merged(const volatile float* head, int head_dim, Seen seen, int d) {
+    const int step = head_dim + 2;
+    float most = -INF, sum = 0.0f, value = 0.0f;
+#pragma unroll 8  // as in attend
+    for (int piece = seen.from; piece < seen.to; piece++) {
+        const float other = head[piece * step + head_dim];
+        most = most != most || most > other ? most : other;
+    }
+#pragma unroll 8  // as in attend
+    for (int piece = seen.from; piece < seen.to; piece++) {
+        const float weight = expf(head[piece * step + head_dim] - most);
+        sum += head[piece * step + head_dim + 1] * weight;
+        value += head[piece * step + d] * weight;
+    }
+    return value / sum;
+}
+
+// Whether this block is the last of n_block to come here; what the others wrote before is there then.  The count is 0
+// again for who comes next.
+__device__ inline int is_last(int* arrived, int n_block) {
+    __shared__ int n_before;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) n_before = atomicAdd(arrived, 1);
+    __syncthreads();
+    if (n_before + 1 < n_block) return 0;
+    if (threadIdx.x == 0) *arrived = 0;
+    __threadfence();
+    return 1;
+}
+
 // A block for each (piece of cells, key/value head, row).  A warp takes a query head of the group, and every k-th 32
 // cells of the piece where there are k warps for each head.  Pieces are counted from a sequence's first cell, so that
-// what shares the batch decides nothing.  One piece alone is the result; of more, `merge` makes it.
+// what shares the batch decides nothing.  Without partials one piece alone is the result.  With them, `merge` makes it;
+// or, where arrived [n, n_kv] counts blocks, the last of a row's key/value head, with its int8 form where q8 is given.
 KERNEL attention(const float* q, u8* k_state, u8* v_state, const int* tables, const int* rows, const int* n_visible,
-                 float* out, float* partials, int dtype, int n_head, int n_kv, int head_dim, int page_size, int window,
-                 int chunk, float scale, float softcap, float temperature, int temperature_length, int piece_cells,
-                 int n_piece, int warps_per_head, int n, int n_pages, const int* dims) {
+                 float* out, float* partials, int* arrived, i8* q8, float* act_scale, i16* act_sums, int dtype,
+                 int n_head, int n_kv, int head_dim, int page_size, int window, int chunk, float scale, float softcap,
+                 float temperature, int temperature_length, int piece_cells, int n_piece, int warps_per_head, int n,
+                 int n_pages, const int* dims) {
     SHARED_BYTES(shared);
     const int row = blockIdx.z, kv = blockIdx.y, piece = blockIdx.x;
     if (row >= dim_of(n, dims)) return;
@@ -134,7 +190,7 @@ KERNEL attention(const float* q, u8* k_state, u8* v_state, const int* tables, co
     const int begin = piece * piece_cells, end = begin + piece_cells < stop ? begin + piece_cells : stop;
     const int* table = tables + (i64)rows[row] * dim_of(n_pages, dims);
     const int is_empty = begin >= stop || end <= first;
-    if (is_empty && n_piece > 1) return;                    // merge knows by the same sums
+    if (is_empty && partials != 0) return;                  // who merges knows by the same sums
     float* queries = (float*)shared;                        // [n_warp, head_dim]
     float* sums = queries + n_warp * head_dim;              // [n_warp, head_dim]
     Partial* heads = (Partial*)(sums + n_warp * head_dim);  // [n_warp]
@@ -172,13 +228,13 @@ KERNEL attention(const float* q, u8* k_state, u8* v_state, const int* tables, co
                 for (int w = warp; w < warp + warps_per_head; w++) {
                     if (heads[w].sum != 0.0f) value += sums[w * head_dim + d] * expf(heads[w].most - most);
                 }
-                if (n_piece == 1) {
+                if (partials == 0) {
                     out[((i64)row * n_head + head) * head_dim + d] = value / sum;
                 } else {
                     partials[(((i64)row * n_head + head) * n_piece + piece) * (head_dim + 2) + d] = value;
                 }
             }
-            if (n_piece > 1 && lane == 0) {
+            if (partials != 0 && lane == 0) {
                 float* to = partials + (((i64)row * n_head + head) * n_piece + piece) * (head_dim + 2) + head_dim;
                 to[0] = most;
                 to[1] = sum;
@@ -186,31 +242,26 @@ KERNEL attention(const float* q, u8* k_state, u8* v_state, const int* tables, co
         }
         __syncthreads();
     }
+    if (arrived == 0) return;
+    const Seen seen = seen_of(first, stop, piece_cells);
+    if (!is_last(arrived + (i64)row * n_kv + kv, seen.to - seen.from)) return;
+    const i64 group = (i64)row * n_head + kv * n_group;
+    for (int i = threadIdx.x; i < n_group * head_dim; i += blockDim.x) {
+        const i64 head = group + i / head_dim;
+        const float value = merged(partials + head * n_piece * (head_dim + 2), head_dim, seen, i % head_dim);
+        out[group * head_dim + i] = value;
+        if (q8 != 0) quantize_group(value, (group * head_dim + i) / GROUP, {q8, act_scale, act_sums});
+    }
 }
 
-// A block for each (head, row): the pieces' results, in order.
+// A block for each (head, row): the pieces' results.
 KERNEL merge(const float* partials, const int* n_visible, float* out, int n_head, int head_dim, int window, int chunk,
              int piece_cells, int n_piece, int n, const int* dims) {
     const int row = blockIdx.y, head = blockIdx.x;
     if (row >= dim_of(n, dims)) return;
-    const int stop = n_visible[row], first = first_seen(stop, window, chunk);
-    const int from = first / piece_cells, to = (stop + piece_cells - 1) / piece_cells;
-    const float* mine = partials + ((i64)row * n_head + head) * n_piece * (head_dim + 2);
-    float most = -INF, sum = 0.0f;
-    for (int piece = from; piece < to; piece++) {
-        const float other = mine[piece * (head_dim + 2) + head_dim];
-        most = most != most || most > other ? most : other;
-    }
-    for (int piece = from; piece < to; piece++) {
-        const float* one = mine + piece * (head_dim + 2) + head_dim;
-        sum += one[1] * expf(one[0] - most);
-    }
-    for (int d = threadIdx.x; d < head_dim; d += blockDim.x) {
-        float value = 0.0f;
-        for (int piece = from; piece < to; piece++) {
-            const float* one = mine + piece * (head_dim + 2);
-            value += one[d] * expf(one[head_dim] - most);
-        }
-        out[((i64)row * n_head + head) * head_dim + d] = value / sum;
-    }
+    const int stop = n_visible[row];
+    const Seen seen = seen_of(first_seen(stop, window, chunk), stop, piece_cells);
+    const i64 at = (i64)row * n_head + head;
+    for (int d = threadIdx.x; d < head_dim; d += blockDim.x)
+        out[at * head_dim + d] = merged(partials + at * n_piece * (head_dim + 2), head_dim, seen, d);
 }

@@ -30,6 +30,27 @@ __device__ inline float warp_max(float x) {
     return x;
 }
 
+// Activations as int8: q [n, n_in], scale [n, n_in / 32], sums of q over each 16 [n, n_in / 16].
+struct Acts {
+    i8* q;
+    float* scale;
+    i16* sums;
+};
+
+// A warp makes a group of the values of its lanes.  One that is not finite makes the group's scale NaN.
+__device__ inline void quantize_group(float value, i64 group, Acts acts) {
+    const int lane = threadIdx.x % WARP;
+    const float most = warp_max(fabsf(value));
+    const int is_finite = __all_sync(FULL, fabsf(value) < INF);
+    const float inverse = is_finite && most > 0.0f ? 127.0f / most : 0.0f;
+    const int level = is_finite ? __float2int_rn(value * inverse) : 0;
+    int sum = level;
+    for (int step = 8; step > 0; step /= 2) sum += __shfl_xor_sync(FULL, sum, step);
+    acts.q[group * GROUP + lane] = (i8)level;
+    if (lane % 16 == 0) acts.sums[group * 2 + lane / 16] = (i16)sum;
+    if (lane == 0) acts.scale[group] = is_finite ? most / 127.0f : INF - INF;
+}
+
 // What is left of a product to do: bias of the weight's row, residual.
 __device__ inline void finish(float value, i64 at, int row, const float* bias, const float* residual, float* out) {
     if (bias != 0) value += bias[row];

@@ -3,13 +3,18 @@
 #include "blocks.cuh"
 #include "common.cuh"
 
+// q, scale, sums where a kernel has them: the int8 form of its result as well, where a product reads it next, or none.
+
 // activation(gate) * up; activation(x) = x / (1 + exp(-z)), z = x or, for gelu, sqrt(8 / pi) * (x + 0.044715 x^3).
-KERNEL gate(const float* gate, const float* up, float* out, int is_gelu, int width, int n, const int* dims) {
+KERNEL gate(const float* gate, const float* up, float* out, i8* q, float* scale, i16* sums, int is_gelu, int width,
+            int n, const int* dims) {
     const i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= (i64)dim_of(n, dims) * width) return;
     const float x = gate[i];
     const float z = is_gelu ? 1.5957691216f * (x + 0.044715f * x * x * x) : x;
-    out[i] = x / (1.0f + expf(-z)) * up[i];
+    const float value = x / (1.0f + expf(-z)) * up[i];
+    out[i] = value;
+    if (q != 0) quantize_group(value, i / GROUP, {q, scale, sums});
 }
 
 // cap * tanh(x / cap)
@@ -95,23 +100,26 @@ KERNEL rows(const u8* table, const int* ids, float* out, float scale, int dtype,
 }
 
 // A block for each chunk of a row.  Squares are summed in float64: an activation of 1e20 is no reason for an infinity.
-KERNEL rms_norm(const float* x, const float* weight, const float* residual, float* out, int chunk, int chunks_per_row,
-                float eps, int n, const int* dims) {
-    __shared__ double sums[WARP];
+KERNEL rms_norm(const float* x, const float* weight, const float* residual, float* out, i8* q, float* scale, i16* sums,
+                int chunk, int chunks_per_row, float eps, int n, const int* dims) {
+    __shared__ double squares[WARP];
     const i64 unit = blockIdx.x;
     if (unit >= (i64)dim_of(n, dims) * chunks_per_row) return;
     const float* from = x + unit * chunk;
     double sum = 0.0;
     for (int i = threadIdx.x; i < chunk; i += blockDim.x) sum += (double)from[i] * (double)from[i];
     sum = warp_sum(sum);
-    if (threadIdx.x % WARP == 0) sums[threadIdx.x / WARP] = sum;
+    if (threadIdx.x % WARP == 0) squares[threadIdx.x / WARP] = sum;
     __syncthreads();
     double total = 0.0;
-    for (int i = 0; i < (int)blockDim.x / WARP; i++) total += sums[i];
+    for (int i = 0; i < (int)blockDim.x / WARP; i++) total += squares[i];
     const float inverse = (float)(1.0 / sqrt(total / chunk + (double)eps));
     for (int i = threadIdx.x; i < chunk; i += blockDim.x) {
-        const float value = from[i] * inverse * (weight != 0 ? weight[i] : 1.0f);
-        out[unit * chunk + i] = residual != 0 ? value + residual[unit * chunk + i] : value;
+        const i64 at = unit * chunk + i;
+        float value = from[i] * inverse * (weight != 0 ? weight[i] : 1.0f);
+        if (residual != 0) value += residual[at];
+        out[at] = value;
+        if (q != 0) quantize_group(value, at / GROUP, {q, scale, sums});
     }
 }
 

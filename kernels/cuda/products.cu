@@ -1,4 +1,5 @@
-// Matrix products with a weight of one type, which TYPE names; the module is compiled once for each.
+// Matrix products with a weight of one type, which TYPE names; the module is compiled once for each, and
+// for two where products of two types (TYPE and OTHER) share a launch.
 //
 // Few columns are waited for by memory: a warp takes a row of the weight, its lanes take 32 weights each at a time, and
 // activations are int8 in groups of 32 with a scale (as on the CPU), so that four products are one instruction (dp4a).
@@ -13,6 +14,7 @@
 #ifndef TYPE
 #define TYPE Q4_K
 #define IS_PLAIN 0
+#define OTHER TYPE
 #endif
 
 #define WARPS 4
@@ -88,11 +90,12 @@ struct Wide<Q6_K> {
     }
 };
 
-// Activations as int8: q [n, n_in], scale [n, n_in / 32], sums of q over each 16 [n, n_in / 16].
-struct Acts {
-    const i8* q;
-    const float* scale;
-    const i16* sums;
+// One of the products that share their activations; weights of these rows, and where what they give goes.
+struct Part {
+    const u8* weight;
+    const float *bias, *residual;
+    float* out;
+    int n_out;
 };
 
 // What a block makes: the block-th rows of the weight, columns from `first` on, and what they are scaled by.
@@ -103,10 +106,9 @@ struct Tile {
 
 // A warp takes kRows rows of the weight at once: what is read of the activations serves all of them.
 template <int kType, int kCols, int kRows>
-__device__ inline void multiply(Tile tile, const u8* weight, Acts acts, const float* bias, const float* residual,
-                                float* out, int n_in, int n_out, int n) {
+__device__ inline void multiply(const Part& product, Tile tile, Acts acts, int n_in, int n) {
     typedef Wide<kType> W;
-    const int lane = threadIdx.x % WARP, first = tile.first;
+    const int lane = threadIdx.x % WARP, first = tile.first, n_out = product.n_out;
     const int row = (tile.block * WARPS + threadIdx.x / WARP) * kRows;
     const int n_col = n - first < kCols ? n - first : kCols;
     if (row >= n_out || n_col <= 0) return;
@@ -114,7 +116,7 @@ __device__ inline void multiply(Tile tile, const u8* weight, Acts acts, const fl
     const u8* from[kRows];
 #pragma unroll
     for (int r = 0; r < kRows; r++)  // beyond the last row the last one once more
-        from[r] = weight + (i64)(row + r < n_out ? row + r : n_out - 1) * n_block * W::bytes;
+        from[r] = product.weight + (i64)(row + r < n_out ? row + r : n_out - 1) * n_block * W::bytes;
     float sums[kCols][kRows] = {};
     const int n_part = n_block * W::per_block;
 #pragma unroll 2
@@ -147,7 +149,8 @@ __device__ inline void multiply(Tile tile, const u8* weight, Acts acts, const fl
         for (int r = 0; r < kRows; r++) {
             const float total = warp_sum(sums[c][r]);
             if (lane == 0 && row + r < n_out)
-                finish(total * tile.factor, (i64)(first + c) * n_out + row + r, row + r, bias, residual, out);
+                finish(total * tile.factor, (i64)(first + c) * n_out + row + r, row + r, product.bias, product.residual,
+                       product.out);
         }
     }
 }
@@ -172,13 +175,13 @@ struct Plain<BF16> {
 
 // Plain weights are multiplied with activations as they are.  Eight neighbours at a time, where rows are whole eights.
 template <int kType, int kCols>
-__device__ inline void multiply_plain(Tile tile, const u8* weight, const float* x, const float* bias,
-                                      const float* residual, float* out, int n_in, int n_out, int n) {
+__device__ inline void multiply_plain(const Part& product, Tile tile, const float* x, int n_in, int n) {
     typedef Plain<kType> P;
     const int lane = threadIdx.x % WARP, row = tile.block * WARPS + threadIdx.x / WARP, first = tile.first;
+    const int n_out = product.n_out;
     const int n_col = n - first < kCols ? n - first : kCols;
     if (row >= n_out || n_col <= 0) return;
-    const u8* from = weight + (i64)row * n_in * P::bytes;
+    const u8* from = product.weight + (i64)row * n_in * P::bytes;
     float sums[kCols] = {};
     const int n_whole = n_in % 8 ? 0 : n_in;
 #pragma unroll 2
@@ -207,36 +210,54 @@ __device__ inline void multiply_plain(Tile tile, const u8* weight, const float* 
     for (int c = 0; c < kCols; c++) {
         if (c >= n_col) break;
         const float total = warp_sum(sums[c]);
-        if (lane == 0) finish(total * tile.factor, (i64)(first + c) * n_out + row, row, bias, residual, out);
+        if (lane == 0)
+            finish(total * tile.factor, (i64)(first + c) * n_out + row, row, product.bias, product.residual,
+                   product.out);
     }
 }
 
 template <int kType, int kIsPlain>
 struct Product {
     template <int kCols, int kRows>
-    __device__ static inline void run(Tile tile, const u8* weight, Acts acts, const float*, const float* bias,
-                                      const float* residual, float* out, int n_in, int n_out, int n) {
-        multiply<kType, kCols, kRows>(tile, weight, acts, bias, residual, out, n_in, n_out, n);
+    __device__ static inline void run(const Part& product, Tile tile, Acts acts, const float*, int n_in, int n) {
+        multiply<kType, kCols, kRows>(product, tile, acts, n_in, n);
     }
 };
 template <int kType>
 struct Product<kType, 1> {
     template <int kCols, int kRows>
-    __device__ static inline void run(Tile tile, const u8* weight, Acts, const float* x, const float* bias,
-                                      const float* residual, float* out, int n_in, int n_out, int n) {
-        multiply_plain<kType, kCols>(tile, weight, x, bias, residual, out, n_in, n_out, n);
+    __device__ static inline void run(const Part& product, Tile tile, Acts, const float* x, int n_in, int n) {
+        multiply_plain<kType, kCols>(product, tile, x, n_in, n);
     }
 };
 
-// kRows: of a quantised weight; of a plain one a warp takes one.
-#define MATVEC(kCols, kRows)                                                                                  \
-    KERNEL matvec_##kCols(const u8* weight, const i8* q, const float* scale, const i16* sums, const float* x, \
-                          const float* bias, const float* residual, float* out, int n_in, int n_out, int n,   \
-                          const int* dims) {                                                                  \
-        const Tile tile = {(int)blockIdx.x, (int)blockIdx.y * kCols, 1.0f};                                   \
-        Acts acts = {q, scale, sums};                                                                         \
-        Product<TYPE, IS_PLAIN>::run<kCols, kRows>(tile, weight, acts, x, bias, residual, out, n_in, n_out,   \
-                                                   dim_of(n, dims));                                          \
+// The first blocks have the first product, and so on; of `others`, bit i says that product i is of type OTHER.
+template <int kCols, int kRows>
+__device__ inline void multiply_parts(const Part& a, const Part& b, const Part& c, Acts acts, const float* x,
+                                      int others, int n_in, int n) {
+    const int per_block = WARPS * (IS_PLAIN ? 1 : kRows);
+    const int after_a = (a.n_out + per_block - 1) / per_block,
+              after_b = after_a + (b.n_out + per_block - 1) / per_block;
+    const int block = blockIdx.x, which = (block >= after_a) + (block >= after_b);
+    const Part product = which == 0 ? a : which == 1 ? b : c;
+    const int before = which == 0 ? 0 : which == 1 ? after_a : after_b;
+    const Tile tile = {block - before, (int)blockIdx.y * kCols, 1.0f};
+    if (OTHER != TYPE && others >> which & 1) {
+        Product<OTHER, IS_PLAIN>::template run<kCols, kRows>(product, tile, acts, x, n_in, n);
+    } else {
+        Product<TYPE, IS_PLAIN>::template run<kCols, kRows>(product, tile, acts, x, n_in, n);
+    }
+}
+
+#define PART(i) const u8 *weight##i, const float *bias##i, const float *residual##i, float *out##i, int n_out##i
+#define PART_OF(i) {weight##i, bias##i, residual##i, out##i, n_out##i}
+
+// kRows: of a quantised weight; of a plain one a warp takes one.  Products that are not there have no rows.
+#define MATVEC(kCols, kRows)                                                                                     \
+    KERNEL matvec_##kCols(i8* q, float* scale, i16* sums, const float* x, PART(0), PART(1), PART(2), int others, \
+                          int n_in, int n, const int* dims) {                                                    \
+        const Part a = PART_OF(0), b = PART_OF(1), c = PART_OF(2);                                               \
+        multiply_parts<kCols, kRows>(a, b, c, {q, scale, sums}, x, others, n_in, dim_of(n, dims));               \
     }
 
 MATVEC(1, 2)
@@ -245,7 +266,7 @@ MATVEC(4, 2)
 MATVEC(8, 1)
 
 // Blocks for each slot (kernels/ops/experts.py): a column alone, multiplied with the weight of the slot's expert.
-KERNEL expert_matvec(const u8* weight, const i8* q, const float* scale, const i16* sums, const float* x, const int* ids,
+KERNEL expert_matvec(const u8* weight, i8* q, float* scale, i16* sums, const float* x, const int* ids,
                      const float* factors, float* out, int n_in, int n_out, i64 expert_bytes, int n_used, int is_shared,
                      int n, const int* dims) {
     const int slot = blockIdx.x;
@@ -253,8 +274,8 @@ KERNEL expert_matvec(const u8* weight, const i8* q, const float* scale, const i1
     const i64 row = is_shared ? slot / n_used : slot;
     const Tile tile = {(int)blockIdx.y, 0, factors != 0 ? factors[slot] : 1.0f};
     const Acts acts = {q + row * n_in, scale + row * (n_in / GROUP), sums + row * (n_in / 16)};
-    Product<TYPE, IS_PLAIN>::run<1, 2>(tile, weight + ids[slot] * expert_bytes, acts, x + row * n_in, 0, 0,
-                                       out + (i64)slot * n_out, n_in, n_out, 1);
+    const Part expert = {weight + ids[slot] * expert_bytes, 0, 0, out + (i64)slot * n_out, n_out};
+    Product<TYPE, IS_PLAIN>::run<1, 2>(expert, tile, acts, x + row * n_in, n_in, 1);
 }
 
 // The weight as f16 [n_out, n_in]; a thread for each 32 weights, or for each weight of a plain type.

@@ -20,12 +20,16 @@ _STEMS = {"MATVEC": "matvec", "TILED": "tiled_attention"}  # of what these macro
 def source_of(module: str, type_name: str = "", *, is_emulated: bool = False) -> str:
     """The text of a module with everything that it includes, the header of a GPU or the emulator's before it.
 
-    type_name: the weights' type, of `products`.
+    type_name: the weights' type, of `products`, or two that share launches, such as "Q4_K+Q6_K".
     """
     texts = [(FOLDER / ("emulator/cuda.hpp" if is_emulated else "device.cuh")).read_text()]
     texts.append(f"enum {{ {', '.join(f'{dtype.name} = {dtype.ggml_id}' for dtype in DType)} }};")
     if type_name:
-        texts.append(f"#define TYPE {type_name}\n#define IS_PLAIN {int(type_name in PLAIN_TYPES)}\n")
+        first, *others = type_name.split("+")
+        is_plain = int(first in PLAIN_TYPES)
+        texts.append(
+            f"#define TYPE {first}\n#define IS_PLAIN {is_plain}\n#define OTHER {(others or [first])[0]}\n"
+        )
     texts.append(_expanded((FOLDER / f"{module}.cu").read_text(), set()))
     return "\n".join(texts).replace("#pragma once\n", "")
 

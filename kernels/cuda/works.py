@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels.cuda.driver import Gemm, Launch, Pointer, Work
+from kernels.cuda.fuse import ACT_GROUP, MAX_PRODUCTS, Step, fused, merges, type_name_of
 from kernels.dtype import DType
 from kernels.ops.attention import Attention, StoreKV
 from kernels.ops.conv import ShortConv
@@ -28,7 +29,6 @@ N_THREADS = 256
 WARPS_OF_PRODUCT, ROWS_PER_WARP = 4, 2  # of few columns; in the kernels as WARPS and kRows
 MAX_COLS = 8  # that one reading of a weight serves
 GEMM_ROWS = 24  # from so many on the library's product is taken; see docs/performance.md
-ACT_GROUP = 32
 SPLIT_ROWS = 64  # with more rows, each attends to its cells in one piece: there is enough to do
 PIECE_CELLS = 128  # of one piece otherwise
 MAX_PIECES = 64
@@ -51,9 +51,26 @@ class Place:
     dims: Pointer
     symbols: Sequence[str]
     inv_freq: Mapping[Rotation, Pointer]
+    counters: Pointer  # `fuse.MAX_COUNTERS` zeros of 32 bits
     scratch: Pointer
     bounds: Bounds
     has_gemm: bool
+
+    def bytes_of(self, tensor: Tensor) -> range:
+        """The addresses of its bytes."""
+        start = self.address(tensor)
+        return range(start, start + tensor.n_bytes(self.bounds))
+
+
+@dataclass(frozen=True, slots=True)
+class Acts:
+    """The int8 form of a value, in the scratch: addresses of numbers, scales and sums."""
+
+    tensor: Tensor
+    at: tuple[Pointer, ...]
+
+
+NO_ACTS = (ABSENT, ABSENT, ABSENT)
 
 
 def scratch_bytes(op: Op, bounds: Bounds, *, has_gemm: bool) -> int:
@@ -71,11 +88,8 @@ def scratch_bytes(op: Op, bounds: Bounds, *, has_gemm: bool) -> int:
             n = value_of(op.x.shape[0], bounds)
             return _end(_acts(n, op.x.width)) if op.weight.dtype.is_quantized else 0
         case Attention():
-            n_piece, _ = _pieces(op, bounds)
-            if n_piece == 1:
-                return 0
-            n_head = op.q.width // op.head_dim
-            return value_of(op.q.shape[0], bounds) * n_head * n_piece * (op.head_dim + 2) * 4
+            acts = _end(_acts(value_of(op.q.shape[0], bounds), op.q.width)) if merges(op, bounds) else 0
+            return _partial_bytes(op, bounds) + acts
         case _:
             return 0
 
@@ -83,59 +97,66 @@ def scratch_bytes(op: Op, bounds: Bounds, *, has_gemm: bool) -> int:
 def works_of(ops: Sequence[Op], place: Place, values: Bounds) -> Sequence[Work]:
     """What does the ops, in order, for sizes up to `values`."""
     found: list[Work] = []
-    kept: Tensor | None = None  # whose int8 form is in the scratch: q, k and v, or gate and up, share it
-    for op in ops:
-        works = _works_of(op, place, values)
-        first = works[0]
-        if isinstance(op, Matmul | ExpertMatmul) and isinstance(first, Launch) and first.kernel == "quantize":
-            works = works[1:] if op.x is kept else works
-            kept = op.x
-        elif isinstance(op, Matmul | ExpertMatmul | Attention):
-            kept = None
+    acts: Acts | None = None  # in the scratch: what made it left it there, or the first product that reads it
+    for step in fused(ops, place.bounds, place.bytes_of):
+        match step.ops[0]:
+            case Matmul():
+                works, acts = _products(step.ops, place, values, acts)
+            case ExpertMatmul() as op:
+                works, acts = _expert_matmul(op, place, values, acts)
+            case op:
+                made = _acts_of(step, place)
+                acts = made if made is not None or isinstance(op, Attention) else acts
+                works = _works_of(step.ops, place, values, NO_ACTS if made is None else made.at)
         found += works
     return found
 
 
-def _works_of(op: Op, place: Place, values: Bounds) -> Sequence[Work]:
-    match op:
-        case Rows():
+def _works_of(ops: Sequence[Op], place: Place, values: Bounds, acts: Sequence[Pointer]) -> Sequence[Work]:
+    """Of a step that is no product; acts: where the int8 form of its result goes."""
+    match ops:
+        case [Rows() as op]:
             return _rows(op, place, values)
-        case RmsNorm():
-            return _rms_norm(op, place, values)
-        case Matmul():
-            return _matmul(op, place, values)
-        case Rope():
+        case [RmsNorm() as op]:
+            return _rms_norm(op, place, values, acts)
+        case [Rope() as op]:
             return _rope(op, place, values)
-        case StoreKV():
-            return _store_kv(op, place, values)
-        case Attention():
-            return _attention(op, place, values)
-        case ShortConv():
+        case [StoreKV() as op]:
+            return _store_kv(op, None, place, values)
+        case [Rope() as rope, StoreKV() as op]:
+            return _store_kv(op, rope, place, values)
+        case [Attention() as op]:
+            return _attention(op, place, values, acts)
+        case [ShortConv() as op]:
             return _short_conv(op, place, values)
-        case Gate():
+        case [Gate() as op]:
             size = value_of(op.gate.shape[0], values) * op.gate.width
+            args = [*map(place.address, (op.gate, op.up, op.out)), *acts]
             numbers = (op.activation == "gelu", op.gate.width)
-            return _elements("gate", size, place, (op.gate, op.up, op.out), numbers, op.gate.shape[0])
-        case SoftCap():
+            return _elements("gate", size, place, args, numbers, op.gate.shape[0])
+        case [SoftCap() as op]:
             size = value_of(op.x.shape[0], values) * op.x.width
-            return _elements("softcap", size, place, (op.x, op.out), (op.cap, op.x.width), op.x.shape[0])
-        case Route():
+            args = [*map(place.address, (op.x, op.out))]
+            return _elements("softcap", size, place, args, (op.cap, op.x.width), op.x.shape[0])
+        case [Route() as op]:
             return _route(op, place, values)
-        case ExpertMatmul():
-            return _expert_matmul(op, place, values)
-        case SlotSum():
+        case [SlotSum() as op]:
             n = value_of(op.out.shape[0], values) * op.out.width
-            numbers = map(np.int32, (op.x.width // op.out.width, op.out.width))
-            args = [
-                place.address(op.x),
-                _optional(place, op.residual),
-                place.address(op.out),
-                *numbers,
-                *_dims(place, op.out.shape[0]),
-            ]
-            return [_launch("slot_sum", "", (_blocks(n, N_THREADS), 1, 1), N_THREADS, args)]
+            args = [place.address(op.x), _optional(place, op.residual), place.address(op.out)]
+            numbers = (op.x.width // op.out.width, op.out.width)
+            return _elements("slot_sum", n, place, args, numbers, op.out.shape[0])
         case _:
-            raise TypeError(f"no kernel for {type(op).__name__}")
+            raise TypeError(f"no kernel for {' and '.join(type(op).__name__ for op in ops)}")
+
+
+def _acts_of(step: Step, place: Place) -> Acts | None:
+    """Where the step leaves the int8 form of what it makes."""
+    if not step.makes_acts:
+        return None
+    (op,) = step.ops
+    (out,) = op.writes
+    start = place.scratch + (_partial_bytes(op, place.bounds) if isinstance(op, Attention) else 0)
+    return Acts(out, _at(start, _acts(value_of(out.shape[0], place.bounds), out.width)))
 
 
 def _launch(
@@ -152,10 +173,10 @@ def _launch(
 
 
 def _elements(
-    kernel: str, n: int, place: Place, tensors: Sequence[Tensor], numbers: Sequence[float], dim: Dim
+    kernel: str, n: int, place: Place, pointers: Sequence[Pointer], numbers: Sequence[float], dim: Dim
 ) -> Sequence[Work]:
     """A thread for each number."""
-    args = [*map(place.address, tensors), *map(_number, numbers), *_dims(place, dim)]
+    args = [*pointers, *map(_number, numbers), *_dims(place, dim)]
     return [_launch(kernel, "", (_blocks(n, N_THREADS), 1, 1), N_THREADS, args)]
 
 
@@ -171,7 +192,7 @@ def _rows(op: Rows, place: Place, values: Bounds) -> Sequence[Work]:
     return [_launch("rows", "", (value_of(op.ids.shape[0], values), 1, 1), N_THREADS, args)]
 
 
-def _rms_norm(op: RmsNorm, place: Place, values: Bounds) -> Sequence[Work]:
+def _rms_norm(op: RmsNorm, place: Place, values: Bounds, acts: Sequence[Pointer]) -> Sequence[Work]:
     chunk = op.chunk
     n_chunk = op.x.width // chunk
     n_threads = min(1024, max(WARP, _up(chunk // 4, WARP)))
@@ -180,6 +201,7 @@ def _rms_norm(op: RmsNorm, place: Place, values: Bounds) -> Sequence[Work]:
         _optional(place, op.weight),
         _optional(place, op.residual),
         place.address(op.out),
+        *acts,
         np.int32(chunk),
         np.int32(n_chunk),
         np.float32(op.eps),
@@ -202,26 +224,31 @@ def _rope(op: Rope, place: Place, values: Bounds) -> Sequence[Work]:
     return [_launch("rope", "", (_blocks(n, N_THREADS), 1, 1), N_THREADS, args)]
 
 
-def _store_kv(op: StoreKV, place: Place, values: Bounds) -> Sequence[Work]:
-    n_kv = op.k.width // op.head_dim
-    n_heads = value_of(op.k.shape[0], values) * n_kv
+def _store_kv(op: StoreKV, rope: Rope | None, place: Place, values: Bounds) -> Sequence[Work]:
+    """rope: of the same rotation, done in the same launch."""
+    n_kv, n_head = op.k.width // op.head_dim, 0 if rope is None else rope.x.width // op.head_dim
+    n_heads = value_of(op.k.shape[0], values) * (n_kv + n_head)
     args = [
+        *((ABSENT, ABSENT) if rope is None else map(place.address, (rope.x, rope.out))),
         *map(place.address, (op.k, op.v, op.positions, op.cells, op.k_state, op.v_state)),
         *_rotation(place, op.rotation),
-        *map(np.int32, (op.k_state.dtype.ggml_id, n_kv, op.head_dim, op.page_size)),
+        *map(np.int32, (op.k_state.dtype.ggml_id, n_head, n_kv, op.head_dim, op.page_size)),
         *_dims(place, op.k.shape[0]),
     ]
     return [_launch("store_kv", "", (_blocks(n_heads * WARP, N_THREADS), 1, 1), N_THREADS, args)]
 
 
-def _attention(op: Attention, place: Place, values: Bounds) -> Sequence[Work]:
+def _attention(op: Attention, place: Place, values: Bounds, acts: Sequence[Pointer]) -> Sequence[Work]:
     n_head, n_kv = op.q.width // op.head_dim, op.k_state.width // op.head_dim
     n_piece, piece_cells = _pieces(op, place.bounds)
     n = value_of(op.q.shape[0], values)
-    partials = place.scratch if n_piece > 1 else ABSENT
-    args = [
+    is_merged = merges(op, place.bounds)
+    partials = place.scratch if is_merged or n_piece > 1 else ABSENT
+    tensors = [
         *map(place.address, (op.q, op.k_state, op.v_state, op.tables, op.rows, op.n_visible, op.out)),
         partials,
+    ]
+    numbers = [
         *map(
             np.int32, (op.k_state.dtype.ggml_id, n_head, n_kv, op.head_dim, op.page_size, op.window, op.chunk)
         ),
@@ -232,10 +259,12 @@ def _attention(op: Attention, place: Place, values: Bounds) -> Sequence[Work]:
     tile_rows = _tile_rows(op, place.bounds)
     if tile_rows:
         n_slot = min(tile_rows, max(1, value_of(op.tables.shape[0], values)))
-        works = [_tiled(op, (n_piece, n_kv, _blocks(n, tile_rows) * n_slot), args, tile_rows, n_slot, sizes)]
+        grid = (n_piece, n_kv, _blocks(n, tile_rows) * n_slot)
+        works = [_tiled(op, grid, [*tensors, *numbers], tile_rows, n_slot, sizes)]
     else:
-        works = [_row_by_row(op, (n_piece, n_kv, n), args, sizes)]
-    if n_piece > 1:
+        merging = [place.counters if is_merged else ABSENT, *acts]
+        works = [_row_by_row(op, (n_piece, n_kv, n), [*tensors, *merging, *numbers], sizes)]
+    if n_piece > 1 and not is_merged:
         merging = [
             partials,
             *map(place.address, (op.n_visible, op.out)),
@@ -306,6 +335,15 @@ def _row_by_row(
     return _launch("attention", "", grid, n_warps * WARP, args, shared_bytes)
 
 
+def _partial_bytes(op: Attention, bounds: Bounds) -> int:
+    """Of what blocks found that each have a piece of a row's cells."""
+    n_piece, _ = _pieces(op, bounds)
+    if n_piece == 1 and not merges(op, bounds):
+        return 0
+    n_rows = value_of(op.q.shape[0], bounds) * (op.q.width // op.head_dim)
+    return _end([n_rows * n_piece * (op.head_dim + 2) * 4])
+
+
 def _pieces(op: Attention, bounds: Bounds) -> tuple[int, int]:
     """Pieces of a row's cells, and cells of a piece: the plan's, so that every run cuts sums alike."""
     n_cells = max(1, value_of(op.tables.shape[1], bounds) * op.page_size)
@@ -327,41 +365,45 @@ def _short_conv(op: ShortConv, place: Place, values: Bounds) -> Sequence[Work]:
     return [_launch("short_conv", "", (_blocks(width, 64), 1, 1), 64, args)]
 
 
-def _matmul(op: Matmul, place: Place, values: Bounds) -> Sequence[Work]:
-    n = value_of(op.x.shape[0], values)
+def _products(
+    ops: Sequence[Op], place: Place, values: Bounds, acts: Acts | None
+) -> tuple[Sequence[Work], Acts | None]:
+    """Products that share x, and what is left in the scratch after them; acts: what is there before."""
+    products = [op for op in ops if isinstance(op, Matmul)]
+    first = products[0]
+    x, n = first.x, value_of(first.x.shape[0], values)
     if place.has_gemm and n >= GEMM_ROWS:
-        return _by_library(op, place, n)
-    n_in, n_out, dtype = op.x.width, op.out.width, op.weight.dtype
-    dims = _dims(place, op.x.shape[0])
-    works: list[Work] = []
-    acts: tuple[Pointer, ...] = (ABSENT, ABSENT, ABSENT)
-    if dtype.is_quantized:
-        acts, quantizing = _quantized(op.x, place, values)
-        works.append(quantizing)
+        return _by_library(first, place, n), None
+    if not first.weight.dtype.is_quantized:
+        return [_matvec(products, place, n, NO_ACTS)], acts
+    if acts is not None and acts.tensor is x:
+        return [_matvec(products, place, n, acts.at)], acts
+    made, quantizing = _quantized(x, place, values)
+    return [quantizing, _matvec(products, place, n, made.at)], made
+
+
+def _matvec(products: Sequence[Matmul], place: Place, n: int, acts: Sequence[Pointer]) -> Launch:
+    x, dtype = products[0].x, products[0].weight.dtype
     n_cols = next(cols for cols in (1, 2, 4, MAX_COLS) if n <= cols or cols == MAX_COLS)
-    args = [
-        place.address(op.weight),
-        *acts,
-        place.address(op.x),
-        _optional(place, op.bias),
-        _optional(place, op.residual),
-        place.address(op.out),
-        *map(np.int32, (n_in, n_out)),
-        *dims,
-    ]
+    args: list[Pointer | np.generic] = [*acts, place.address(x)]
+    for op in products:
+        pointers = _optional(place, op.bias), _optional(place, op.residual), place.address(op.out)
+        args += [place.address(op.weight), *pointers, np.int32(op.out.width)]
+    args += [ABSENT, ABSENT, ABSENT, ABSENT, np.int32(0)] * (MAX_PRODUCTS - len(products))
+    others = sum(1 << i for i, op in enumerate(products) if op.weight.dtype is not dtype)
+    args += [np.int32(others), np.int32(x.width), *_dims(place, x.shape[0])]
     n_rows = WARPS_OF_PRODUCT * (1 if n_cols == MAX_COLS or not dtype.is_quantized else ROWS_PER_WARP)
-    grid = (_blocks(n_out, n_rows), -(-n // n_cols), 1)
-    works.append(_launch(f"matvec_{n_cols}", dtype.name, grid, WARPS_OF_PRODUCT * WARP, args))
-    return works
+    grid = (sum(_blocks(op.out.width, n_rows) for op in products), -(-n // n_cols), 1)
+    return _launch(f"matvec_{n_cols}", type_name_of(products), grid, WARPS_OF_PRODUCT * WARP, args)
 
 
-def _quantized(x: Tensor, place: Place, values: Bounds) -> tuple[tuple[Pointer, ...], Work]:
+def _quantized(x: Tensor, place: Place, values: Bounds) -> tuple[Acts, Launch]:
     """Where activations lie as int8, and what brings them there."""
-    acts = _at(place.scratch, _acts(value_of(x.shape[0], place.bounds), x.width))
+    made = Acts(x, _at(place.scratch, _acts(value_of(x.shape[0], place.bounds), x.width)))
     n_groups = value_of(x.shape[0], values) * (x.width // ACT_GROUP)
-    args = [place.address(x), *acts, np.int32(x.width), *_dims(place, x.shape[0])]
+    args = [place.address(x), *made.at, np.int32(x.width), *_dims(place, x.shape[0])]
     grid = (_blocks(n_groups * WARP, N_THREADS), 1, 1)
-    return acts, _launch("quantize", "", grid, N_THREADS, args)
+    return made, _launch("quantize", "", grid, N_THREADS, args)
 
 
 def _route(op: Route, place: Place, values: Bounds) -> Sequence[Work]:
@@ -374,15 +416,20 @@ def _route(op: Route, place: Place, values: Bounds) -> Sequence[Work]:
     return [_launch("route", "", (_blocks(n * WARP, N_THREADS), 1, 1), N_THREADS, args)]
 
 
-def _expert_matmul(op: ExpertMatmul, place: Place, values: Bounds) -> Sequence[Work]:
+def _expert_matmul(
+    op: ExpertMatmul, place: Place, values: Bounds, acts: Acts | None
+) -> tuple[Sequence[Work], Acts | None]:
+    """As `_products`."""
     works: list[Work] = []
-    acts: tuple[Pointer, ...] = (ABSENT, ABSENT, ABSENT)
+    at = NO_ACTS
     if op.weight.dtype.is_quantized:
-        acts, quantizing = _quantized(op.x, place, values)
-        works.append(quantizing)
+        if acts is None or acts.tensor is not op.x:
+            acts, quantizing = _quantized(op.x, place, values)
+            works.append(quantizing)
+        at = acts.at
     args = [
         place.address(op.weight),
-        *acts,
+        *at,
         *map(place.address, (op.x, op.ids)),
         _optional(place, op.scales),
         place.address(op.out),
@@ -395,7 +442,7 @@ def _expert_matmul(op: ExpertMatmul, place: Place, values: Bounds) -> Sequence[W
     n_rows = WARPS_OF_PRODUCT * (ROWS_PER_WARP if op.weight.dtype.is_quantized else 1)
     grid = (n_slots, _blocks(op.n_out, n_rows), 1)
     works.append(_launch("expert_matvec", op.weight.dtype.name, grid, WARPS_OF_PRODUCT * WARP, args))
-    return works
+    return works, acts
 
 
 def _by_library(op: Matmul, place: Place, n: int) -> Sequence[Work]:

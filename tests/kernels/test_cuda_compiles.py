@@ -16,7 +16,11 @@ from tests.kernels.nvrtc import CompileError, Usage, compile_for, library
 
 RECORDED = Path(__file__).with_name("cuda_usage.json")
 ARCHS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
-TYPES = ("Q4_K", "F16")  # the same source for each: for all architectures these, for the oldest the others
+TYPES = (
+    "Q4_K",
+    "F16",
+    "Q4_K+Q6_K",
+)  # the same source for each: for all architectures these, for the oldest the others
 RARER = (
     "F32",
     "BF16",
@@ -31,6 +35,9 @@ RARER = (
     "Q5_K",
     "IQ4_NL",
     "MXFP4",
+    "Q5_K+Q6_K",  # of pairs, what files of one quantisation mix
+    "Q2_K+Q3_K",
+    "Q8_0+Q5_0",
 )
 SPARE_REGISTERS = 8  # what another release of the compiler may want
 

@@ -307,6 +307,13 @@ void launch_kernel(void (*kernel)(A...), const unsigned* sizes, size_t shared_by
 
 inline void __syncthreads() { emulator::barrier(); }
 inline int __syncthreads_or(int is_so) { return emulator::barrier_or(is_so != 0); }
+inline void __threadfence() {}
+// fibers are not interrupted
+inline int atomicAdd(int* at, int value) {
+    const int before = *at;
+    *at += value;
+    return before;
+}
 inline void __syncwarp(unsigned mask = 0xffffffffu) { emulator::exchange(mask, 0); }
 template <class T>
 T __shfl_sync(unsigned mask, T value, int from) {
