@@ -21,6 +21,8 @@ def opened(name: str, driver: Driver) -> CudaBackend:
     return backend
 
 
+WATCHED = opened("cuda:emulated", EmulatedDriver(COMPILED, is_watched=True))  # finds races, slowly
+
 CUDA_BACKENDS: Mapping[str, Backend] = {EMULATED: opened("cuda:emulated", EmulatedDriver(COMPILED))} | (
     {"cuda": opened("cuda:0", CupyDriver(0, "a GPU"))} if os.environ.get("RUNTIME_TEST_CUDA") else {}
 )

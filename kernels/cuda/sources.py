@@ -22,7 +22,7 @@ def source_of(module: str, type_name: str = "", *, is_emulated: bool = False) ->
 
     type_name: the weights' type, of `products`, or two that share launches, such as "Q4_K+Q6_K".
     """
-    texts = [(FOLDER / ("emulator/cuda.hpp" if is_emulated else "device.cuh")).read_text()]
+    texts = [header_of(is_emulated=is_emulated)]
     texts.append(f"enum {{ {', '.join(f'{dtype.name} = {dtype.ggml_id}' for dtype in DType)} }};")
     if type_name:
         first, *others = type_name.split("+")
@@ -32,6 +32,12 @@ def source_of(module: str, type_name: str = "", *, is_emulated: bool = False) ->
         )
     texts.append(_expanded((FOLDER / f"{module}.cu").read_text(), set()))
     return "\n".join(texts).replace("#pragma once\n", "")
+
+
+def header_of(*, is_emulated: bool) -> str:
+    """What stands before every module."""
+    names = ("emulator/cuda.hpp", "emulator/shadow.hpp") if is_emulated else ("device.cuh",)
+    return "\n".join((FOLDER / name).read_text() for name in names).replace("#pragma once\n", "")
 
 
 def kernels_of(module: str) -> list[str]:

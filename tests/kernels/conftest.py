@@ -25,7 +25,7 @@ from kernels.reference import ReferenceBackend
 from kernels.sim.backend import SimBackend
 from kernels.sim.machine import SimMachine
 from kernels.tensor import Role, Tensor
-from tests.cuda import CUDA_BACKENDS
+from tests.cuda import CUDA_BACKENDS, EMULATED, WATCHED
 
 settings.register_profile("kernels", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("kernels")
@@ -50,6 +50,7 @@ BACKENDS: Mapping[str, Backend] = {
     "reference": ReferenceBackend(),
     "sim": simulated(),
     **CUDA_BACKENDS,
+    EMULATED: WATCHED,
     **{
         f"cpu-{isa}": CpuBackend(n_threads, isa, small_bytes=0)
         for isa, n_threads in zip(available_isas(), (2, 1, 3, 2), strict=False)
@@ -57,7 +58,10 @@ BACKENDS: Mapping[str, Backend] = {
 }
 CPU_BACKENDS = {name: backend for name, backend in BACKENDS.items() if name.startswith("cpu")}
 
+ON_CUDA = {name: backend for name, backend in BACKENDS.items() if name in CUDA_BACKENDS}
+
 each_backend = pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS.keys())
+each_cuda = pytest.mark.parametrize("backend", ON_CUDA.values(), ids=ON_CUDA.keys())
 each_cpu = pytest.mark.parametrize("backend", CPU_BACKENDS.values(), ids=CPU_BACKENDS.keys())
 seeds = st.integers(0, 2**32 - 1)
 

@@ -1,13 +1,18 @@
-"""The emulator's matrix instructions hold what the PTX ISA says that a GPU's do."""
+"""The emulator: matrix instructions hold what the PTX ISA says that a GPU's do, races are found."""
 
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from kernels.cuda.driver import Launch
 from kernels.cuda.emulator.driver import compiled, emulate
-from kernels.cuda.sources import FOLDER
+from kernels.cuda.sources import header_of
 
 F16 = npt.NDArray[np.float16]
 U32 = npt.NDArray[np.uint32]
@@ -35,12 +40,34 @@ KERNEL load(const unsigned short* rows, unsigned* to) {
 """
 
 
-def run(folder: Path, kernel: str, *arrays: npt.NDArray[np.generic]) -> None:
-    """One warp; arrays are changed."""
-    header = (FOLDER / "emulator" / "cuda.hpp").read_text().replace("#pragma once\n", "")
-    library = compiled(folder, "matrices", header + KERNELS, ["multiply", "load"])
+# each of 64 threads writes a number, reads that of the thread `n_away` from it, and writes again
+RACES = """
+#define READS(name, n_away, between, after)                         \\
+    KERNEL name(int* to) {                                          \\
+        __shared__ unsigned short shared[64];                       \\
+        const int mine = threadIdx.x, other = (mine + n_away) % 64; \\
+        shared[mine] = (unsigned short)mine;                        \\
+        between;                                                    \\
+        to[mine] = shared[other];                                   \\
+        after;                                                      \\
+        shared[mine] = 0;                                           \\
+    }
+#define IN_WARP (mine % 32 == 31 ? 33 : 1)
+READS(ordered_by_block, 32, __syncthreads(), __syncthreads())
+READS(ordered_by_warp, IN_WARP, __syncwarp(), __syncwarp())
+READS(read_early, 32, , __syncthreads())
+READS(written_early, 32, __syncthreads(), )
+READS(ordered_by_an_exchange, IN_WARP, __shfl_sync(~0u, mine, 0), __syncwarp())
+READS(ordered_by_another_warp, 32, __syncwarp(), __syncthreads())
+"""
+
+
+def run(folder: Path, kernel: str, *arrays: npt.NDArray[np.generic], n_threads: int = 32) -> None:
+    """One block; arrays are changed."""
+    names = re.findall(r"^(?:KERNEL |READS\()(\w+)", KERNELS + RACES, re.MULTILINE)
+    library = compiled(folder, "test", header_of(is_emulated=True) + KERNELS + RACES, names, is_watched=True)
     args = tuple(np.uint64(array.ctypes.data) for array in arrays)
-    emulate(library, Launch(kernel, "", (1, 1, 1), 32, args), SEED)
+    emulate(library, Launch(kernel, "", (1, 1, 1), n_threads, args), SEED)
 
 
 def halves(shape: tuple[int, ...], seed: int) -> F16:
@@ -89,3 +116,26 @@ def test_loaded_transposed_rows_are_the_second_factor(tmp_path: Path) -> None:
     run(tmp_path, "load", np.ascontiguousarray(rows), words)
     np.testing.assert_array_equal(words[:, :2], fragment_b(b[:, :8]))
     np.testing.assert_array_equal(words[:, 2:], fragment_b(b[:, 8:]))
+
+
+@pytest.mark.parametrize("kernel", ["ordered_by_block", "ordered_by_warp"])
+def test_what_a_barrier_orders_is_no_race(tmp_path: Path, kernel: str) -> None:
+    got = np.zeros(64, np.int32)
+    run(tmp_path, kernel, got, n_threads=64)
+    away = np.full(64, 32) if kernel == "ordered_by_block" else np.where(np.arange(64) % 32 == 31, 33, 1)
+    np.testing.assert_array_equal(got, (np.arange(64) + away) % 64)
+
+
+@pytest.mark.parametrize(
+    "kernel", ["read_early", "written_early", "ordered_by_an_exchange", "ordered_by_another_warp"]
+)
+def test_a_race_in_shared_memory_ends_the_process_with_words(tmp_path: Path, kernel: str) -> None:
+    code = (
+        "import sys, pathlib, numpy as np; from tests.kernels.test_emulator import run;"
+        "run(pathlib.Path(sys.argv[1]), sys.argv[2], np.zeros(64, np.int32), n_threads=64)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), kernel], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGABRT
+    assert "two threads touch a byte of shared memory without a barrier between" in done.stderr

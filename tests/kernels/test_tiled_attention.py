@@ -14,9 +14,8 @@ from kernels.cuda.works import TILED_ROWS, Place, works_of
 from kernels.dtype import DType
 from kernels.ops.attention import first_seen
 from kernels.ops.op import F32, I32
-from tests.cuda import CUDA_BACKENDS
 from tests.kernels.caches import CacheShape
-from tests.kernels.conftest import OneOp, seeds
+from tests.kernels.conftest import OneOp, each_cuda, seeds
 from tests.kernels.test_attention import Case, line_case, make_case, nmse
 
 UNIT = 2.0**-11  # of a number rounded to f16: its largest relative error
@@ -24,7 +23,6 @@ CACHED = (DType.F16, DType.Q8_0)
 # queries and weights are rounded, of q8_0 also keys and values; each adds UNIT^2 / 3 to what is squared
 MAX_NMSE = {DType.F16: 2 * UNIT**2 / 3, DType.Q8_0: 4 * UNIT**2 / 3}
 
-each_cuda = pytest.mark.parametrize("backend", CUDA_BACKENDS.values(), ids=CUDA_BACKENDS.keys())
 each_cache = pytest.mark.parametrize("dtype", CACHED)
 
 

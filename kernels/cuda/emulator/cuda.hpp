@@ -4,7 +4,8 @@
 // Every thread of a block is a fiber; one runs until it has to wait for others (a barrier, a warp's exchange), then the
 // next does.  Blocks run one after another.  The order in which fibers run is shuffled by a seed, shared memory begins
 // poisoned, and a block whose fibers all wait for ever ends the process with words: so that races, reads of memory
-// that nobody wrote and barriers that not all reach show, as far as they can on one thread.
+// that nobody wrote and barriers that not all reach show, as far as they can on one thread; shadow.hpp finds races in
+// shared memory whatever the order, where accesses are watched.
 #pragma once
 
 #include <cmath>
@@ -18,6 +19,8 @@
 #if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
+
+#define UNWATCHED __attribute__((no_sanitize("thread")))  // not told to shadow.hpp
 
 #define __device__
 #define __global__
@@ -77,7 +80,8 @@ struct Fiber {
     bool is_done = false;
     long n_barriers = 0;   // reached
     long n_exchanges = 0;  // of its warp, reached
-    int vote = 0;          // in `barrier_or`
+    long n_warp_barriers = 0;
+    int vote = 0;  // in `barrier_or`
 };
 
 // What a lane gives to its warp.
@@ -101,7 +105,8 @@ struct Block {
     std::vector<Fiber> fibers;
     std::vector<Exchange> warps;
     std::vector<unsigned char> shared;
-    Fiber* current = nullptr;
+    Fiber *first_fiber = nullptr, *current = nullptr;
+    Exchange* first_warp = nullptr;
 #if defined(__x86_64__)
     void* home = nullptr;
 #else
@@ -112,12 +117,12 @@ struct Block {
     void (*body)(void*) = nullptr;
     void* context = nullptr;
     bool has_moved = false;
+    long first_epoch = 0;  // of shared memory's shadow: grows with each block and each barrier
 };
 
-inline Block& block() {
-    static Block the_block;
-    return the_block;
-}
+static Block the_block;
+
+UNWATCHED inline Block& block() { return the_block; }
 
 [[noreturn]] inline void fail(const char* what) {
     std::fprintf(stderr, "emulated CUDA: %s (block %u %u %u)\n", what, block().index.x, block().index.y,
@@ -125,7 +130,7 @@ inline Block& block() {
     std::abort();
 }
 
-inline void leave() {
+UNWATCHED inline void leave() {
     Block& b = block();
 #if defined(__x86_64__)
     emulator_switch(&b.current->place, b.home);
@@ -176,13 +181,14 @@ inline unsigned char* dynamic_shared() {
 }
 
 // Wait until every fiber that is still running has come as far.
-inline void barrier() {
+UNWATCHED inline void barrier() {
     Block& b = block();
+    const Fiber* fibers = b.first_fiber;
     const long mine = ++b.current->n_barriers;
     b.has_moved = true;
     while (true) {
         bool are_all_here = true;
-        for (int i = 0; i < b.n_threads; i++) are_all_here &= b.fibers[i].is_done || b.fibers[i].n_barriers >= mine;
+        for (int i = 0; i < b.n_threads; i++) are_all_here &= fibers[i].is_done || fibers[i].n_barriers >= mine;
         if (are_all_here) return;
         leave();
     }
@@ -201,14 +207,15 @@ inline bool barrier_or(bool is_so) {
 
 // Give a value to the warp and wait until its lanes have given theirs; the lanes' values.
 template <class T>
-const Given* exchange(unsigned mask, const T& value) {
+UNWATCHED const Given* exchange(unsigned mask, const T& value) {
     Block& b = block();
     Fiber& me = *b.current;
     const int warp = me.index / kWarp, lane = me.index % kWarp;
     if (!(mask >> lane & 1)) fail("a lane takes part in an exchange whose mask leaves it out");
     const long mine = ++me.n_exchanges;
     b.has_moved = true;
-    Given* lanes = b.warps[warp].lanes[mine % 2];
+    Given* lanes = b.first_warp[warp].lanes[mine % 2];
+    const Fiber* fibers = b.first_fiber;
     static_assert(sizeof value <= sizeof lanes->bytes, "more than a lane can give");
     std::memcpy(lanes[lane].bytes, &value, sizeof value);
     while (true) {
@@ -216,8 +223,8 @@ const Given* exchange(unsigned mask, const T& value) {
         for (int i = 0; i < kWarp; i++) {
             const int at = warp * kWarp + i;
             if (!(mask >> i & 1)) continue;
-            if (at < b.n_threads && b.fibers[at].n_exchanges >= mine) continue;
-            if (at >= b.n_threads || b.fibers[at].is_done) fail("a lane of an exchange's mask has ended");
+            if (at < b.n_threads && fibers[at].n_exchanges >= mine) continue;
+            if (at >= b.n_threads || fibers[at].is_done) fail("a lane of an exchange's mask has ended");
             are_all_here = false;
         }
         if (are_all_here) return lanes;
@@ -230,6 +237,8 @@ T shuffle(unsigned mask, T value, int from) {
     return exchange(mask, value)[from & (kWarp - 1)].template as<T>();
 }
 
+inline void watch(Block& b);  // shadow.hpp
+
 inline unsigned next_random(unsigned& state) { return state = state * 1664525u + 1013904223u; }
 
 // One block after another; seed: of the order in which a block's threads run.
@@ -239,13 +248,16 @@ inline void launch(dim3 grid, dim3 size, size_t shared_bytes, unsigned seed, voi
     b.n_threads = static_cast<int>(size.x * size.y * size.z);
     if (b.fibers.size() < static_cast<size_t>(b.n_threads)) b.fibers.resize(b.n_threads);
     b.warps.resize((b.n_threads + kWarp - 1) / kWarp);
+    b.first_fiber = b.fibers.data(), b.first_warp = b.warps.data();
     b.shared.assign(shared_bytes + 16, kPoison);
+    watch(b);
     std::vector<int> order(b.n_threads);
     for (int i = 0; i < b.n_threads; i++) order[i] = i;
     for (unsigned z = 0; z < grid.z; z++) {
         for (unsigned y = 0; y < grid.y; y++) {
             for (unsigned x = 0; x < grid.x; x++) {
                 b.index.x = x, b.index.y = y, b.index.z = z;
+                b.first_epoch += 1L << 32;  // more than a block has barriers
                 std::memset(b.shared.data(), kPoison, b.shared.size());
                 if (__start_emulated_shared)
                     std::memset(__start_emulated_shared, kPoison, __stop_emulated_shared - __start_emulated_shared);
@@ -255,6 +267,7 @@ inline void launch(dim3 grid, dim3 size, size_t shared_bytes, unsigned seed, voi
                     fiber.thread.x = at % size.x, fiber.thread.y = at / size.x % size.y;
                     fiber.thread.z = at / size.x / size.y;
                     fiber.index = i, fiber.is_done = false, fiber.n_barriers = fiber.n_exchanges = 0;
+                    fiber.n_warp_barriers = 0;
                     prepare(fiber);
                     std::swap(order[i], order[next_random(seed) / 65536 % (i + 1)]);
                 }
@@ -269,6 +282,7 @@ inline void launch(dim3 grid, dim3 size, size_t shared_bytes, unsigned seed, voi
                     }
                     if (n_running > 0 && !b.has_moved) fail("all threads of a block wait for one another");
                 }
+                b.current = nullptr;
             }
         }
     }
@@ -314,7 +328,10 @@ inline int atomicAdd(int* at, int value) {
     *at += value;
     return before;
 }
-inline void __syncwarp(unsigned mask = 0xffffffffu) { emulator::exchange(mask, 0); }
+inline void __syncwarp(unsigned mask = 0xffffffffu) {
+    emulator::exchange(mask, 0);
+    emulator::block().current->n_warp_barriers++;
+}
 template <class T>
 T __shfl_sync(unsigned mask, T value, int from) {
     return emulator::shuffle(mask, value, from);

@@ -20,7 +20,9 @@ from kernels.memory import Bytes, PinError
 
 ALIGNMENT = 256
 WORK, COPIES = "work", "copies"  # the queues
-FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-Wall", "-Werror")
+# accesses are told to shadow.hpp, which takes the place of the library that this flag is made for
+WATCHED = ("-fsanitize=thread",)
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-Wall", "-Werror")
 # what is known of code that two compilers share
 FLAGS_OFF = (
     "-Wno-unknown-pragmas",
@@ -36,6 +38,7 @@ class EmulatedDriver:
 
     cache_dir: where compiled modules are kept.  seed: of the orders of threads and of queues.
     can_pin: whether the system lets a driver lock memory.  has_peers: whether devices reach one another.
+    is_watched: races in shared memory end the process with words; everything takes several times as long.
     """
 
     title = "emulated CUDA"
@@ -43,12 +46,19 @@ class EmulatedDriver:
     context_bytes = 0
 
     def __init__(
-        self, cache_dir: Path, seed: int = 1, *, can_pin: bool = True, has_peers: bool = True
+        self,
+        cache_dir: Path,
+        seed: int = 1,
+        *,
+        can_pin: bool = True,
+        has_peers: bool = True,
+        is_watched: bool = False,
     ) -> None:
         self._cache_dir = cache_dir
         self._seed = seed
         self._can_pin = can_pin
         self._has_peers = has_peers
+        self._is_watched = is_watched
         self.received_bytes = 0  # of other devices
         self.queues = Queues(seed)  # a test may put work of its own there
         self._memory: dict[Pointer, Bytes] = {}
@@ -139,7 +149,7 @@ class EmulatedDriver:
         """Compile their modules."""
         for work in works:
             if isinstance(work, Launch):
-                _library(self._cache_dir, module_of(work.kernel), work.type_name)
+                self._library(work)
 
     def run(self, works: Sequence[Work]) -> None:
         """One after the other."""
@@ -152,7 +162,10 @@ class EmulatedDriver:
 
     def _run(self, work: Work) -> None:
         assert not isinstance(work, Gemm), "there is no library here"
-        emulate(_library(self._cache_dir, module_of(work.kernel), work.type_name), work, self._seed)
+        emulate(self._library(work), work, self._seed)
+
+    def _library(self, launch: Launch) -> ctypes.CDLL:
+        return _library(self._cache_dir, module_of(launch.kernel), launch.type_name, self._is_watched)
 
 
 class EmulatedEvent:
@@ -201,30 +214,33 @@ def _copy(pointer: Pointer, data: Bytes) -> None:
 
 
 @cache
-def _library(cache_dir: Path, module: str, type_name: str) -> ctypes.CDLL:
+def _library(cache_dir: Path, module: str, type_name: str, is_watched: bool) -> ctypes.CDLL:
     """The module compiled as C++."""
     text = source_of(module, type_name, is_emulated=True)
-    return compiled(cache_dir, f"{module}-{type_name or 'all'}", text, kernels_of(module))
+    name = f"{module}-{type_name or 'all'}"
+    return compiled(cache_dir, name, text, kernels_of(module), is_watched=is_watched)
 
 
-def compiled(cache_dir: Path, name: str, source: str, kernels: Sequence[str]) -> ctypes.CDLL:
+def compiled(
+    cache_dir: Path, name: str, source: str, kernels: Sequence[str], *, is_watched: bool
+) -> ctypes.CDLL:
     """The source, the emulator's header before it, as a library; RuntimeError with the compiler's words."""
     text = "\n".join([source, *(f"EMULATED({kernel})" for kernel in kernels), ""])
     compiler = os.environ.get("CXX", "g++")
-    command = [compiler, *FLAGS, *FLAGS_OFF]
+    command = [compiler, *FLAGS, *FLAGS_OFF, *(WATCHED if is_watched else ())]
     digest = hashlib.sha256("\0".join([*command, text]).encode()).hexdigest()[:16]
     cache_dir.mkdir(parents=True, exist_ok=True)
     path = cache_dir / f"{name}-{digest}.so"
     if not path.exists():
         part = path.with_suffix(f".{os.getpid()}.part")
-        done = subprocess.run(
-            [*command, "-x", "c++", "-", "-o", str(part)],
-            input=text,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise RuntimeError(f"{name} does not compile for the emulator:\n{done.stderr[:4000]}")
+        unlinked = part.with_suffix(".o")
+        for step, given in (
+            ([*command, "-c", "-x", "c++", "-", "-o", str(unlinked)], text),
+            ([compiler, "-shared", str(unlinked), "-o", str(part)], ""),
+        ):
+            done = subprocess.run(step, input=given, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise RuntimeError(f"{name} does not compile for the emulator:\n{done.stderr[:4000]}")
+        unlinked.unlink()
         part.replace(path)
     return ctypes.CDLL(str(path))
