@@ -21,6 +21,7 @@ from bench.shapes import SHAPES, Shape, dtype_of
 from kernels.cuda.backend import CudaBackend
 from kernels.cuda.cupy_driver import CupyDriver
 from kernels.cuda.driver import Gemm, Work
+from kernels.cuda.fuse import MAX_COUNTERS
 from kernels.cuda.works import Place, scratch_bytes, works_of
 from kernels.dtype import DType
 from kernels.executable import Executable
@@ -194,11 +195,13 @@ def _attention_s(cupy: Any, driver: CupyDriver, shape: Shape, dtype: DType, n: i
     for tensor, array in given.items():
         driver.upload(pointers[tensor], array.reshape(-1).view(np.uint8))
     scratch = driver.allocate(max(512, scratch_bytes(op, {}, has_gemm=True)))
-    works = works_of([op], Place(pointers.__getitem__, scratch, (), {}, scratch, {}, has_gemm=True), {})
+    counters = driver.allocate(4 * MAX_COUNTERS)
+    place = Place(pointers.__getitem__, scratch, (), {}, counters, scratch, {}, has_gemm=True)
+    works = works_of([op], place, {})
     driver.prepare(works)
     with driver.stream:
         seconds = _timed(cupy, lambda: driver.run(works))
-    for pointer in (*pointers.values(), scratch):
+    for pointer in (*pointers.values(), counters, scratch):
         driver.free(pointer)
     return seconds
 

@@ -59,7 +59,7 @@ def kernels_for(case: Case, rows: slice = slice(None)) -> list[str]:
     """What would be launched."""
     g = OneOp()
     case.build(g, rows)
-    place = Place(lambda _: 0, 0, (), {}, 0, {}, has_gemm=False)
+    place = Place(lambda _: 0, 0, (), {}, 0, 0, {}, has_gemm=False)
     return [work.kernel for work in works_of(g.program._ops, place, {}) if isinstance(work, Launch)]
 
 
