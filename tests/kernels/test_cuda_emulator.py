@@ -131,7 +131,7 @@ def test_what_a_barrier_orders_is_no_race(tmp_path: Path, kernel: str) -> None:
 )
 def test_a_race_in_shared_memory_ends_the_process_with_words(tmp_path: Path, kernel: str) -> None:
     code = (
-        "import sys, pathlib, numpy as np; from tests.kernels.test_emulator import run;"
+        "import sys, pathlib, numpy as np; from tests.kernels.test_cuda_emulator import run;"
         "run(pathlib.Path(sys.argv[1]), sys.argv[2], np.zeros(64, np.int32), n_threads=64)"
     )
     done = subprocess.run(
