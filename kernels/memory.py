@@ -82,7 +82,7 @@ class Memory(Protocol):
         ...
 
     def reaches(self, other: "Memory") -> bool:
-        """Whether `receive` from there passes by the host."""
+        """Whether `receive` from there goes without passing the host."""
         ...
 
     def receive(self, source: "Memory", n_bytes: int) -> None:

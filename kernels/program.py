@@ -249,6 +249,7 @@ class ProgramBuilder:
         assert isinstance(n_out, int), "weights have a known shape"
         assert isinstance(n_in, int), "weights have a known shape"
         _expect(x.width in (n_in, route.n_used * n_in), f"{route.n_used} slots of {x} with {weight}")
+        _expect(x.shape[0] == route.ids.shape[0], f"{x} has other rows than {route.ids}")
         # a backend trusts computed ids: they have to be of a route that it runs itself, before this
         _expect(
             self._routes.get(route.ids) is route and route.layer == self._layer,

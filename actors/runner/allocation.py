@@ -97,7 +97,7 @@ class Allocation:
         """Give back what only a load needs, and streaming."""
         self._streamed.close()
         self._staged.close()
-        self._needs = [need for need in self._needs if need.label != STREAM]
+        self._needs = [need for need in self._needs if need.label not in (STREAM, STAGING)]
 
     def free(self) -> None:
         """Give everything back, the contexts last."""

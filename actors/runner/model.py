@@ -27,13 +27,14 @@ from actors.runner.pages import resident_bytes
 from actors.runner.progress import Tell, unheard
 from actors.runner.reading import LOOK_S, read
 from actors.runner.source import Source
-from actors.runner.streaming import WeightStream
+from actors.runner.streaming import N_SLOTS, WeightStream
 from actors.runner.tokenizer.tokenizer import Tokenizer
 from actors.runner.weights import blocks_of, streamed_blocks
 from kernels.backend import Backend, Segment
 from kernels.dtype import DType
 from kernels.executable import Executable
 from kernels.memory import Memory, OutOfMemory
+from kernels.ops.experts import ExpertMatmul
 from kernels.plan import Placement, Plan, PlanError, plans, streamable
 from kernels.program import Program, ShapeError
 from kernels.tensor import N_OUTPUTS, N_PAGES, N_SEQS, N_TOKENS
@@ -277,9 +278,17 @@ class Model:
         return [*self._plans, *([self._streamed_plan] if self._streamed_plan else [])]
 
     def _planned_streaming(self, program: Program) -> Plan | None:
-        """A plan that streams, where that may be faster for some batch."""
+        """A plan that streams, where that may be faster for some batch.
+
+        Not for so few layers that the slots would hold them for good: the device has room for them then.  And
+        not by itself where they have experts: how many a batch chooses, and so what is faster, is not known
+        at the load.
+        """
         streamed = streamable(program, self._placement, self._backends)
-        if not streamed or self.n_batch < max(2, self._stream_from):
+        if len(streamed) <= N_SLOTS or self.n_batch < max(2, self._stream_from):
+            return None
+        has_experts = any(isinstance(op, ExpertMatmul) and op.layer in streamed for op in program.ops)
+        if has_experts and not self._stream_from:
             return None
         bounds = [self._bounds(self.n_batch)]
         return plans(program, self._placement, self._backends, bounds, streamed)[0]

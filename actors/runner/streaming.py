@@ -5,6 +5,7 @@ returns when the weights are there, and has those of the next layer begin to com
 what was computed from there is over.  After the last layer the first one comes again, for the next batch.
 """
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import cycle
@@ -63,6 +64,7 @@ class WeightStream:
         self._rings = rings_of(staging)
         self._held: dict[int, _Held] = {}  # by slot
         self.n_brought = 0
+        self._is_closing = threading.Event()
         self._bringer = ThreadPoolExecutor(1, "streaming")  # one layer after the other
         self._fillers = ThreadPoolExecutor(N_READERS, "filler")
 
@@ -91,7 +93,8 @@ class WeightStream:
         self._bring(layer, self._device.mark())
 
     def close(self) -> None:
-        """Returns when nothing is under way."""
+        """Returns when nothing is under way; what is, ends with the chunks that it is at."""
+        self._is_closing.set()
         self._bringer.shutdown(cancel_futures=True)
         self._fillers.shutdown()
 
@@ -107,9 +110,10 @@ class WeightStream:
         list(self._fillers.map(self._fill, [chunks[i::N_READERS] for i in range(N_READERS)], self._rings))
         self.n_brought += 1
 
-    @staticmethod
-    def _fill(chunks: Sequence[Chunk], ring: Sequence[StagingBuffer]) -> None:
+    def _fill(self, chunks: Sequence[Chunk], ring: Sequence[StagingBuffer]) -> None:
         for buffer, chunk in zip(cycle(ring), chunks, strict=False):
+            if self._is_closing.is_set():
+                break
             buffer.wait()
             data = buffer.data[: chunk.source.nbytes]
             data[:] = chunk.source

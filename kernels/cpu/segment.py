@@ -249,7 +249,7 @@ class SegmentBuilder:
         out = self._write(op.out)
         if out == self._f32(op.x):
             raise ValueError(f"{op.out} shares memory with its factor {op.x}")
-        prepared = (op.x, op.ids, op.weight.dtype.is_quantized)
+        prepared = (op.x, op.ids, op.n_in, op.weight.dtype.is_quantized)
         self.segment.add_experts(
             x=self._f32(op.x),
             weight=self._read(op.weight),

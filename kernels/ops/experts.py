@@ -8,7 +8,7 @@ needs to know nothing of slots, and a backend groups rows by expert within one p
 
     ids, weights = route(logits)                       [n, k]
     gated = gate(expert_matmul(x, gate_exps), expert_matmul(x, up_exps))    [n, k * n_ff]
-    out = slot_sum(expert_matmul(gated, down_exps, scales=weights))         [n, n_embd]
+    out = slot_sum(expert_matmul(gated, down_exps, scaled by weights))      [n, n_embd]
 """
 
 from dataclasses import dataclass

@@ -65,6 +65,8 @@ def path(tmp_path: Path) -> Path:
         ("lfm2", (4,), 4),
         ("lfm2", (0, 2), 5),
         ("gemma3", (3, 4), 6),
+        ("qwen3moe", (3, 4), 7),
+        ("llama4-interleaved", (4,), 8),
     ],
 )
 async def test_streamed_prompts_and_tokens_of_the_host_are_those_of_the_host_alone(
@@ -124,9 +126,18 @@ async def test_slots_are_planned_and_nothing_is_taken_while_batches_run(path: Pa
 
 
 def test_nothing_is_planned_where_no_layer_or_no_batch_would_be_streamed(path: Path) -> None:
-    for layers, stream_from in (((), 0), ((0, 1, 2, 3, 4, 5), 0), ((3, 4), OPTIONS.n_batch + 1)):
+    whole, two_left = (0, 1, 2, 3, 4, 5), (0, 1, 2)
+    for layers, stream_from in (((), 0), (whole, 0), (two_left, FROM), ((3, 4), OPTIONS.n_batch + 1)):
         model, _ = opened(path, layers, stream_from)
         assert planned_overhead_bytes(model) == 0
+        model.close()
+
+
+def test_layers_with_experts_are_streamed_only_when_asked_for(tmp_path: Path) -> None:
+    path = written(tmp_path, replace(t.VARIANTS["qwen3moe"], n_layer=5))
+    for stream_from, is_streamed in ((0, False), (FROM, True)):
+        model, _ = opened(path, (3, 4), stream_from)
+        assert (planned_overhead_bytes(model) > 0) == is_streamed
         model.close()
 
 

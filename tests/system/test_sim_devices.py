@@ -56,12 +56,12 @@ def test_a_model_lies_on_two_small_devices_and_the_host_as_planned_and_answers_a
 
 
 def test_layers_of_the_host_are_streamed_through_memory_that_was_planned(expected: list[int]) -> None:
-    room = FOUR_LAYERS + 2 * LAYER_BYTES  # and two slots
+    room = TWO_LAYERS + 2 * LAYER_BYTES  # and two slots
     with simulated({A: room}, RUNTIME_STREAM_FROM="2") as sim:
         sim.add_model("m")
         assert sim.answer("m") == expected
         report = sim.loaded()["m"].report
-        assert 3 <= offloaded(report)[A] <= 4
+        assert 1 <= offloaded(report)[A] <= 2
         assert measured(report) == sim.used()
         device = next(one for one in report.devices if one.id == A)
         assert device.overhead.planned_bytes == device.overhead.measured_bytes > 2 * 4 * MIB

@@ -77,7 +77,7 @@ NONSENSE = {
     "no experts": ("qwen3moe", {"expert_count": u32(0), "expert_used_count": u32(0)}, "expert_count' is 0"),
     "none used": ("llama4", {"expert_used_count": u32(0)}, "expert_used_count' is 0, expected 1 to 8"),
     "more used": ("llama4", {"expert_used_count": u32(9)}, "uses 9 of 8 experts"),
-    "too many": ("qwen3moe", {"expert_count": u32(1025)}, "uses 2 of 1025 experts"),
+    "too many": ("qwen3moe", {"expert_count": u32(1025)}, "expert_count. is 1025"),
     "no units": ("qwen3moe", {"expert_feed_forward_length": u32(0)}, "feed_forward_length' is 0, expected"),
     "2^32 - 1 units": ("qwen3moe", {"expert_feed_forward_length": u32(2**32 - 1)}, "is 4294967295, expected"),
     "count missing": (
@@ -120,6 +120,8 @@ NOT_IMPLEMENTED = {
     "groups": ("qwen3moe", {"expert_group_count": u32(4)}, "expert_group_count 4 is not implemented, only 1"),
     "scale": ("qwen3moe", {"expert_weights_scale": f32(2.5)}, "weights scaled by 2.5 is not implemented"),
     "shares of all": ("qwen3moe", {"expert_weights_norm": boolean(False)}, "norm False is not implemented"),
+    "shares": ("llama4", {"expert_weights_norm": boolean(True)}, "norm True is not implemented, only False"),
+    "more shared": ("llama4", {"expert_shared_count": u32(2)}, "shared_count 2 is not implemented, only 1"),
     "shared": ("qwen3moe", {"expert_shared_count": u32(1)}, "expert_shared_count 1 is not implemented"),
     "images": ("llama4", {"vision.block_count": u32(34)}, "images are not implemented"),
     "experts where the family has none": ("qwen3", {}, "qwen3 with experts is not implemented"),

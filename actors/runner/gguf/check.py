@@ -135,12 +135,13 @@ def _check_rope(file: GGUFFile, arch: str, head_dim: int) -> None:
 
 
 def _check_experts(file: GGUFFile, arch: str) -> None:
+    if arch in WITH_EXPERTS:
+        _bounded(file, f"{arch}.expert_count", MAX_EXPERTS)
     n_expert = file.get_int(f"{arch}.expert_count", 0)
     n_used = file.get_int(f"{arch}.expert_used_count", 0)
     if not 0 <= n_used <= n_expert <= MAX_EXPERTS:
         file.fail(f"uses {n_used} of {n_expert} experts ('{arch}.expert_used_count'), expected at most all")
     if arch in WITH_EXPERTS:
-        _bounded(file, f"{arch}.expert_count", MAX_EXPERTS)
         _bounded(file, f"{arch}.expert_used_count", n_expert)
         _bounded(file, f"{arch}.expert_feed_forward_length", MAX_FF)
 

@@ -47,8 +47,13 @@ class Experts(Module):
         return g.slot_sum(given, n_used, residual)
 
 
-def read_experts(file: GGUFFile, sizes: Hparams, *, gating_func: int) -> Hparams:
-    """Sizes with those of the experts, which every layer has; gating_func: the one the family has.
+def read_experts(
+    file: GGUFFile, sizes: Hparams, *, gating_func: int, n_shared: int, has_norm: bool
+) -> Hparams:
+    """Sizes with those of the experts, which every layer has.
+
+    gating_func, n_shared (experts that every row goes through), has_norm (weights are divided by their sum):
+    what the family has.
 
     ModelError names a missing key, Unsupported what changes the choice in a way that is not implemented.
     """
@@ -57,6 +62,7 @@ def read_experts(file: GGUFFile, sizes: Hparams, *, gating_func: int) -> Hparams
         ("expert_gating_func", gating_func),
         ("expert_group_count", 1),
         ("expert_group_used_count", 1),
+        ("expert_shared_count", n_shared),
     ):
         value = file.get_int(f"{arch}.{name}", known)
         if value != known:
@@ -64,6 +70,11 @@ def read_experts(file: GGUFFile, sizes: Hparams, *, gating_func: int) -> Hparams
                 f"{arch} with {name} {value} is not implemented, only {known}",
                 where=f"{file.name}: {arch}.{name}",
             )
+    if file.get_bool(f"{arch}.expert_weights_norm", has_norm) != has_norm:
+        raise Unsupported(
+            f"{arch} with expert_weights_norm {not has_norm} is not implemented, only {has_norm}",
+            where=f"{file.name}: {arch}.expert_weights_norm",
+        )
     scale = file.get_float(f"{arch}.expert_weights_scale", 1.0)
     if scale not in (0.0, 1.0):  # 0: not set
         raise Unsupported(

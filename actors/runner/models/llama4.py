@@ -90,7 +90,9 @@ def read_hparams(file: GGUFFile) -> Hparams:
             where=f"{file.name}: llama4.vision.block_count",
             mend="use a file of the text model alone; its images are in a second one (mmproj)",
         )
-    sizes = read_experts(file, read_sizes(file, has_experts=True), gating_func=SIGMOID)
+    sizes = read_experts(
+        file, read_sizes(file, has_experts=True), gating_func=SIGMOID, n_shared=1, has_norm=False
+    )
     step = _within(file, "llama4.interleave_moe_layer_step", 1, sizes.n_layer)
     chunk = _within(file, "llama4.attention.chunk_size", CHUNK, MAX_CHUNK)
     temperature = file.get_float("llama4.attention.temperature_scale", TEMPERATURE)

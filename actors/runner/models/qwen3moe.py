@@ -5,7 +5,6 @@ arXiv:2505.09388, section 2.  Files of this family say nothing of shares: all it
 
 from typing import ClassVar
 
-from actors.errors import Unsupported
 from actors.runner.gguf.reader import GGUFFile
 from actors.runner.models.experts import SOFTMAX, Experts, read_experts
 from actors.runner.models.hparams import Hparams, read_sizes
@@ -22,14 +21,6 @@ class Qwen3MoeExperts(Experts):
 
 def read_hparams(file: GGUFFile) -> Hparams:
     """Sizes; Unsupported for shares among all experts, and for experts that every row goes through."""
-    sizes = read_experts(file, read_sizes(file, has_experts=True), gating_func=SOFTMAX)
-    for name, is_known in (
-        ("expert_weights_norm", file.get_bool("qwen3moe.expert_weights_norm", True)),
-        ("expert_shared_count", file.get_int("qwen3moe.expert_shared_count", 0) == 0),
-    ):
-        if not is_known:
-            raise Unsupported(
-                f"qwen3moe with {name} {file.metadata[f'qwen3moe.{name}']} is not implemented",
-                where=f"{file.name}: qwen3moe.{name}",
-            )
-    return sizes
+    return read_experts(
+        file, read_sizes(file, has_experts=True), gating_func=SOFTMAX, n_shared=0, has_norm=True
+    )
