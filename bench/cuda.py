@@ -22,7 +22,8 @@ from kernels.cuda.backend import CudaBackend
 from kernels.cuda.cupy_driver import CupyDriver
 from kernels.cuda.driver import Gemm, Work
 from kernels.cuda.fuse import MAX_COUNTERS
-from kernels.cuda.works import Place, scratch_bytes, works_of
+from kernels.cuda.launches import Place
+from kernels.cuda.works import scratch_bytes, works_of
 from kernels.dtype import DType
 from kernels.executable import Executable
 from kernels.memory import Buffer, Bytes, Memory

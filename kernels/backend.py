@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from kernels.memory import Allocations, Buffer, Bytes, Memory, Pending
+from kernels.memory import Allocations, Buffer, Bytes, Done, Memory, Pending
 from kernels.ops.op import Op
 from kernels.tensor import Bounds, Tensor
 
@@ -119,3 +119,22 @@ class Backend(Protocol):
     def bind(self, binding: Binding) -> Segment:
         """Compile a segment: choose kernels, resolve addresses."""
         ...
+
+
+class Synchronous:
+    """The part of `Backend` of devices that are done when a call returns, and reach no other."""
+
+    def pin(self, data: Bytes) -> None:
+        """Nothing to do: what is copied is there when `start_upload` returns."""
+
+    def unpin(self, data: Bytes) -> None:
+        """Nothing to do."""
+
+    def reaches(self, other: Backend) -> bool:
+        """Everything passes the host."""
+        del other
+        return False
+
+    def mark(self) -> Done:
+        """Work is done when a segment has run."""
+        return Done()

@@ -6,7 +6,7 @@ from kernels.backend import Backend, Binding
 from kernels.dtype import DType
 from kernels.ops.attention import Attention, StoreKV
 from kernels.ops.conv import ShortConv
-from kernels.ops.experts import ExpertMatmul, Route, SlotSum
+from kernels.ops.experts import MAX_EXPERTS, ExpertMatmul, Route, SlotSum
 from kernels.ops.gate import Gate
 from kernels.ops.matmul import Matmul
 from kernels.ops.norm import RmsNorm
@@ -18,7 +18,6 @@ from kernels.tensor import Bounds
 
 WEIGHT_DTYPES = frozenset(d for d in DType if d.is_quantized) | {DType.F32, DType.F16, DType.BF16}
 STATE_DTYPES = frozenset({DType.F32, DType.F16, DType.Q8_0})
-MAX_EXPERTS = 1024  # to choose from: a router keeps a bit for each, a lane of a warp 32 of them
 MAX_WIDTH = 1 << 30  # of a window or chunk: a kernel adds two of them and a cell without looking
 
 

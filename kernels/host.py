@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from kernels.memory import Allocations, Bytes, Done, HostMemory
+from kernels.backend import Synchronous
+from kernels.memory import Allocations, Bytes, HostMemory
 
 CPUINFO = Path("/proc/cpuinfo")
 
 
-class HostBackend:
+class HostBackend(Synchronous):
     """The part of `kernels.backend.Backend` that does not depend on who computes."""
 
     def __init__(self, name: str) -> None:
@@ -44,21 +45,6 @@ class HostBackend:
         """Nothing to do."""
 
     def close(self) -> None:
-        """Nothing to do."""
-
-    def reaches(self, other: object) -> bool:
-        """What comes to the host always passes the host."""
-        del other
-        return False
-
-    def mark(self) -> Done:
-        """Its work is done when a segment has run."""
-        return Done()
-
-    def pin(self, data: Bytes) -> None:
-        """Nothing to do: its copies are its own."""
-
-    def unpin(self, data: Bytes) -> None:
         """Nothing to do."""
 
 

@@ -136,24 +136,25 @@ class Buffer(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class HostMemory:
-    """The host's own memory, or a mapped file's: `array` [n_bytes] u8 is the thing itself."""
+class ArrayMemory:
+    """What memory has in common that is an array [n_bytes] u8 of this process: copies are done at once.
 
-    array: Bytes
+    Other memory is reached through `upload` and `download` alone.
+    """
+
+    __slots__ = ("_array",)
+
+    def __init__(self, array: Bytes) -> None:
+        self._array = array
 
     @property
     def n_bytes(self) -> int:
         """Its size."""
-        return self.array.nbytes
-
-    def part(self, start: int, n_bytes: int) -> "HostMemory":
-        """See `Memory`."""
-        return HostMemory(part_of(self.array, start, n_bytes))
+        return self._array.nbytes
 
     def upload(self, data: Bytes) -> None:
         """See `Memory`."""
-        self.array[: data.nbytes] = data
+        self._array[: data.nbytes] = data
 
     def start_upload(self, data: Bytes) -> Done:
         """See `Memory`."""
@@ -161,17 +162,35 @@ class HostMemory:
         return Done()
 
     def reaches(self, other: Memory) -> bool:
-        """Other memory is reached through `upload` and `download`."""
+        """None."""
         del other
         return False
 
     def receive(self, source: Memory, n_bytes: int) -> None:
         """See `reaches`."""
-        raise ValueError(f"{n_bytes} bytes of {source} are out of reach")
+        raise ValueError(f"{n_bytes} bytes of {source} are out of reach of {self}")
 
     def download(self, into: Bytes) -> None:
         """See `Memory`."""
-        into[...] = self.array[: into.nbytes]
+        into[...] = self._array[: into.nbytes]
+
+
+class HostMemory(ArrayMemory):
+    """The host's own memory, or a mapped file's."""
+
+    __slots__ = ()
+
+    @property
+    def array(self) -> Bytes:
+        """The thing itself."""
+        return self._array
+
+    def part(self, start: int, n_bytes: int) -> "HostMemory":
+        """See `Memory`."""
+        return HostMemory(part_of(self._array, start, n_bytes))
+
+    def __repr__(self) -> str:
+        return f"{self.n_bytes} bytes of the host"
 
 
 def part_of(array: Bytes, start: int, n_bytes: int) -> Bytes:

@@ -10,7 +10,7 @@ import numpy as np
 
 from kernels.backend import Backend, Binding
 from kernels.checks import check_ops, refusal_of, values_within
-from kernels.cuda import fuse, works
+from kernels.cuda import attending, fuse, launches, works
 from kernels.cuda.driver import Driver, Graph, Pointer, Work
 from kernels.cuda.memory import CudaBuffer, CudaMemory
 from kernels.memory import Allocations, Bytes, OutOfMemory, Pending
@@ -20,7 +20,7 @@ from kernels.ops.rope import Rope, Rotation
 from kernels.tensor import N_TOKENS, Bounds, Tensor
 
 CONSTANT_BYTES = 12 << 10  # at the beginning of the workspace: sizes of a run, counters, frequencies
-FREQUENCIES = works.ALIGNMENT + 4 * fuse.MAX_COUNTERS  # where they begin
+FREQUENCIES = launches.ALIGNMENT + 4 * fuse.MAX_COUNTERS  # where they begin
 GRANULARITY_BYTES = 512
 GRAPH_ROWS = fuse.FUSED_ROWS  # plans of at most so many rows are recorded, others launched kernel by kernel
 N_KEPT = 8  # sizes whose launches are kept
@@ -57,7 +57,7 @@ class CudaBackend:
     @property
     def alignment(self) -> int:
         """Byte alignment of tensors."""
-        return works.ALIGNMENT
+        return launches.ALIGNMENT
 
     @property
     def context_bytes(self) -> int:
@@ -82,8 +82,8 @@ class CudaBackend:
 
     def refuses(self, op: Op) -> str | None:
         """Why there is no kernel for the op, or None."""
-        if isinstance(op, StoreKV | Attention) and op.head_dim > works.MAX_HEAD_DIM:
-            return f"head_dim {op.head_dim} is over {works.MAX_HEAD_DIM}"
+        if isinstance(op, StoreKV | Attention) and op.head_dim > attending.MAX_HEAD_DIM:
+            return f"head_dim {op.head_dim} is over {attending.MAX_HEAD_DIM}"
         return refusal_of(op, max_taps=works.MAX_TAPS)
 
     def workspace_bytes(self, op: Op, bounds: Bounds) -> int:
@@ -138,12 +138,12 @@ class CudaSegment:
         frequencies, inv_freq = self._frequencies(binding.ops, workspace.pointer)
         self._head = np.zeros(FREQUENCIES + len(frequencies), np.uint8)
         self._head[FREQUENCIES:] = np.frombuffer(frequencies, np.uint8)
-        self._place = works.Place(
+        self._place = launches.Place(
             address=self._addresses.__getitem__,
             dims=workspace.pointer,
             symbols=self._symbols,
             inv_freq=inv_freq,
-            counters=workspace.pointer + works.ALIGNMENT,
+            counters=workspace.pointer + launches.ALIGNMENT,
             scratch=workspace.pointer + CONSTANT_BYTES,
             bounds=binding.bounds,
             has_gemm=driver.has_gemm,

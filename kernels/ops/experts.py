@@ -22,6 +22,7 @@ from kernels.tensor import Tensor
 # What a chosen expert's weight is made of.  softmax: its share among all; chosen_softmax: among the chosen,
 # which is its share among all divided by the sum of theirs; sigmoid: of its logit alone.
 Gating = Literal["softmax", "chosen_softmax", "sigmoid"]
+MAX_EXPERTS = 1024  # to choose from: a router keeps a bit for each, a lane of a warp 32 of them
 GATINGS: tuple[Gating, ...] = ("softmax", "chosen_softmax", "sigmoid")  # as kernels number them
 
 

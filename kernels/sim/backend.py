@@ -6,8 +6,8 @@ allocator rounds, a process pays for a context.  What its kernels compute is wha
 
 from collections.abc import Mapping
 
-from kernels.backend import Backend, Binding, Segment
-from kernels.memory import Allocations, Bytes, Done, HostMemory, Memory
+from kernels.backend import Backend, Binding, Segment, Synchronous
+from kernels.memory import Allocations, HostMemory, Memory
 from kernels.ops.op import Op
 from kernels.sim.machine import SimMachine, round_up
 from kernels.sim.memory import SimBuffer, SimMemory
@@ -16,7 +16,7 @@ from kernels.tensor import Bounds, Tensor
 ALIGNMENT = 256  # what accelerators want of a tensor
 
 
-class SimBackend:
+class SimBackend(Synchronous):
     """Satisfies `kernels.backend.Backend`.
 
     name: the id or UUID of a device of the machine, LookupError when there is none.  executor: a backend of
@@ -90,21 +90,6 @@ class SimBackend:
         except MemoryError:
             self._release(given_bytes)
             raise
-
-    def pin(self, data: Bytes) -> None:
-        """Nothing to do: what it copies is there when `start_upload` returns."""
-
-    def unpin(self, data: Bytes) -> None:
-        """Nothing to do."""
-
-    def reaches(self, other: Backend) -> bool:
-        """Simulated devices have no way to each other."""
-        del other
-        return False
-
-    def mark(self) -> Done:
-        """Its work is done when a segment has run."""
-        return Done()
 
     def bind(self, binding: Binding) -> Segment:
         """For the executor, whose kernels see this device's memory; ValueError for memory of another."""

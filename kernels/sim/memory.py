@@ -5,49 +5,22 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kernels.memory import Allocations, Bytes, Done, Memory, OutOfMemory, part_of
+from kernels.memory import Allocations, ArrayMemory, Bytes, OutOfMemory, part_of
 
 # mmap names it from Python 3.13 on.  What the device simulates to have must not count as promised by the host
 MAP_NORESERVE = 0x4000
 
 
-class SimMemory:
+class SimMemory(ArrayMemory):
     """A range of one device's memory.  Satisfies `kernels.memory.Memory`."""
 
     def __init__(self, device: str, array: Bytes) -> None:
+        super().__init__(array)
         self._device = device
-        self._array = array
-
-    @property
-    def n_bytes(self) -> int:
-        """Its size."""
-        return self._array.nbytes
 
     def part(self, start: int, n_bytes: int) -> "SimMemory":
         """See `Memory`."""
         return SimMemory(self._device, part_of(self._array, start, n_bytes))
-
-    def upload(self, data: Bytes) -> None:
-        """See `Memory`."""
-        self._array[: data.nbytes] = data
-
-    def start_upload(self, data: Bytes) -> Done:
-        """See `Memory`."""
-        self.upload(data)
-        return Done()
-
-    def reaches(self, other: Memory) -> bool:
-        """Simulated devices have no way to each other."""
-        del other
-        return False
-
-    def receive(self, source: Memory, n_bytes: int) -> None:
-        """See `reaches`."""
-        raise ValueError(f"{n_bytes} bytes of {source} are out of reach of {self._device}")
-
-    def download(self, into: Bytes) -> None:
-        """See `Memory`."""
-        into[...] = self._array[: into.nbytes]
 
     def seen_by(self, device: str) -> Bytes:
         """What kernels of a device compute on; ValueError for another device's."""

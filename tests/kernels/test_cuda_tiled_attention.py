@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.backend import Backend
+from kernels.cuda.attending import TILED_ROWS
 from kernels.cuda.driver import Launch
-from kernels.cuda.works import TILED_ROWS, Place, works_of
+from kernels.cuda.launches import Place
+from kernels.cuda.works import works_of
 from kernels.dtype import DType
 from kernels.ops.attention import first_seen
 from kernels.ops.op import F32, I32

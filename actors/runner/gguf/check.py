@@ -13,6 +13,7 @@ import numpy as np
 from actors.errors import Unsupported
 from actors.runner import _native
 from actors.runner.gguf.reader import GGUFFile
+from kernels.ops.experts import MAX_EXPERTS
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3", "lfm2", "qwen3moe", "llama4")
 WITH_EXPERTS = ("qwen3moe", "llama4")
@@ -22,7 +23,6 @@ MAX_EMBD = 1 << 18
 MAX_FF = 1 << 20
 MAX_HEADS = 4096
 MAX_HEAD_DIM = 4096
-MAX_EXPERTS = 1024  # that kernels choose from
 MAX_VOCAB = 1 << 22
 MAX_CTX = 1 << 24
 MAX_TEMPLATE_BYTES = 1 << 18  # the longest in use are some tens of KiB

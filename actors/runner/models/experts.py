@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from actors.errors import Unsupported
 from actors.runner.gguf.reader import GGUFFile
-from actors.runner.models.hparams import Hparams
+from actors.runner.models.hparams import Hparams, read_sizes
 from actors.runner.models.module import Layer, Linear, Module, gguf
 from kernels.ops.experts import Gating, Route
 from kernels.ops.gate import Activation
@@ -47,9 +47,7 @@ class Experts(Module):
         return g.slot_sum(given, n_used, residual)
 
 
-def read_experts(
-    file: GGUFFile, sizes: Hparams, *, gating_func: int, n_shared: int, has_norm: bool
-) -> Hparams:
+def read_experts(file: GGUFFile, *, gating_func: int, n_shared: int, has_norm: bool) -> Hparams:
     """Sizes with those of the experts, which every layer has.
 
     gating_func, n_shared (experts that every row goes through), has_norm (weights are divided by their sum):
@@ -57,6 +55,7 @@ def read_experts(
 
     ModelError names a missing key, Unsupported what changes the choice in a way that is not implemented.
     """
+    sizes = read_sizes(file, has_experts=True)
     arch = sizes.arch
     for name, known in (
         ("expert_gating_func", gating_func),

@@ -14,7 +14,7 @@ import numpy as np
 from actors.errors import ModelError, Unsupported
 from actors.runner.gguf.reader import GGUFFile
 from actors.runner.models.decoder import FeedForward
-from actors.runner.models.hparams import Hparams, read_sizes
+from actors.runner.models.hparams import Hparams, read_sizes, refuse_images
 from actors.runner.models.module import RMSNorm, gguf
 from actors.runner.models.qwen3 import Qwen3Attention
 from actors.runner.models.rope import frequencies, read_base, read_n_rot, read_rotation
@@ -53,12 +53,7 @@ class Gemma3FeedForward(FeedForward):
 
 def read_hparams(file: GGUFFile) -> Hparams:
     """Sizes; ModelError for windows that make no sense, Unsupported for a file that also sees images."""
-    if file.get_int("gemma3.vision.block_count", 0) > 0:
-        raise Unsupported(
-            "images are not implemented, and the file holds the layers for them",
-            where=f"{file.name}: gemma3.vision.block_count",
-            mend="use a file of the text model alone; its images are in a second one (mmproj)",
-        )
+    refuse_images(file)
     if _softcap(file, "gemma3.attn_logit_softcapping") > 0:
         raise Unsupported(
             "gemma3 with capped attention is not implemented",

@@ -70,6 +70,17 @@ class Hparams:
         return self.chunks[layer]
 
 
+def refuse_images(file: GGUFFile) -> None:
+    """Unsupported for a file that also sees images."""
+    key = f"{file.get_str('general.architecture')}.vision.block_count"
+    if file.get_int(key, 0) > 0:
+        raise Unsupported(
+            "images are not implemented, and the file holds the layers for them",
+            where=f"{file.name}: {key}",
+            mend="use a file of the text model alone; its images are in a second one (mmproj)",
+        )
+
+
 def read_sizes(file: GGUFFile, *, has_experts: bool = False) -> Hparams:
     """Sizes from `<arch>.*`; ModelError names a missing key, Unsupported what this build does not run.
 

@@ -16,7 +16,7 @@ from actors.errors import ModelError, Unsupported
 from actors.runner.gguf.reader import GGUFFile
 from actors.runner.models.decoder import Attention, FeedForward
 from actors.runner.models.experts import SIGMOID, Experts, read_experts
-from actors.runner.models.hparams import Hparams, read_sizes
+from actors.runner.models.hparams import Hparams, refuse_images
 from actors.runner.models.module import Linear, Weights, gguf
 from actors.runner.models.rope import read_base, read_rotation
 from kernels.ops.experts import Gating
@@ -84,15 +84,8 @@ def has_rope(layer: int, hparams: Hparams) -> bool:
 
 def read_hparams(file: GGUFFile) -> Hparams:
     """Sizes; ModelError for what makes no sense, Unsupported for a file that also sees images."""
-    if file.get_int("llama4.vision.block_count", 0) > 0:
-        raise Unsupported(
-            "images are not implemented, and the file holds the layers for them",
-            where=f"{file.name}: llama4.vision.block_count",
-            mend="use a file of the text model alone; its images are in a second one (mmproj)",
-        )
-    sizes = read_experts(
-        file, read_sizes(file, has_experts=True), gating_func=SIGMOID, n_shared=1, has_norm=False
-    )
+    refuse_images(file)
+    sizes = read_experts(file, gating_func=SIGMOID, n_shared=1, has_norm=False)
     step = _within(file, "llama4.interleave_moe_layer_step", 1, sizes.n_layer)
     chunk = _within(file, "llama4.attention.chunk_size", CHUNK, MAX_CHUNK)
     temperature = file.get_float("llama4.attention.temperature_scale", TEMPERATURE)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from actors.runner.gguf.reader import GGUFFile
 from actors.runner.models.experts import SOFTMAX, Experts, read_experts
-from actors.runner.models.hparams import Hparams, read_sizes
+from actors.runner.models.hparams import Hparams
 from kernels.ops.experts import Gating
 
 ROPE_STYLE = "neox"
@@ -21,6 +21,4 @@ class Qwen3MoeExperts(Experts):
 
 def read_hparams(file: GGUFFile) -> Hparams:
     """Sizes; Unsupported for shares among all experts, and for experts that every row goes through."""
-    return read_experts(
-        file, read_sizes(file, has_experts=True), gating_func=SOFTMAX, n_shared=0, has_norm=True
-    )
+    return read_experts(file, gating_func=SOFTMAX, n_shared=0, has_norm=True)
