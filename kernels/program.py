@@ -173,10 +173,15 @@ class ProgramBuilder:
         chunk: int = 0,
         temperature: float = 0.0,
         temperature_length: int = 0,
+        bias: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """See `ops.attention.Attention`."""
         _expect(q.width % k_state.width == 0 and q.width % head_dim == 0, f"attention of {q} over {k_state}")
         _expect_cache(k_state, v_state, head_dim, page_size)
+        _expect((bias is None) == (positions is None), f"a bias {bias} needs positions, {positions}")
+        if bias is not None:
+            _expect_bias(bias, q.width // head_dim, softcap)
         out = self._value("attention", q.shape)
         op = Attention(
             self._layer,
@@ -195,6 +200,8 @@ class ProgramBuilder:
             chunk,
             temperature,
             temperature_length,
+            bias,
+            positions,
         )
         self._ops.append(op)
         return out
@@ -216,9 +223,9 @@ class ProgramBuilder:
         self._ops.append(ShortConv(self._layer, x, weight, state, rows, sources, targets, out))
         return out
 
-    def gate(self, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+    def gate(self, gate: Tensor, up: Tensor | None, activation: Activation) -> Tensor:
         """See `ops.gate.Gate`."""
-        _expect(gate.shape == up.shape, f"gate of {gate} and {up}")
+        _expect(up is None or gate.shape == up.shape, f"gate of {gate} and {up}")
         out = self._value("gate", gate.shape)
         self._ops.append(Gate(self._layer, gate, up, out, activation))
         return out
@@ -317,6 +324,17 @@ def _expect_cache(k_state: Tensor, v_state: Tensor, head_dim: int, page_size: in
         f"a cache of {k_state.dtype.name} needs heads of whole blocks of {block_n}, head_dim is {head_dim}; "
         f"an f16 cache takes any",
     )
+
+
+def _expect_bias(bias: Tensor, n_head: int, softcap: float) -> None:
+    """Of as many distances before as behind, for each head."""
+    n_distances = bias.shape[0]
+    is_odd = isinstance(n_distances, int) and n_distances % 2 == 1
+    _expect(
+        len(bias.shape) == 2 and is_odd and bias.width == n_head and bias.dtype is DType.F32,
+        f"bias {bias} is not F32[2 r + 1, {n_head}]",
+    )
+    _expect(softcap == 0, f"bias {bias} with scores capped at {softcap}")
 
 
 def _expect(holds: bool, what: str) -> None:

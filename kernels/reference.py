@@ -115,7 +115,7 @@ class ReferenceSegment:
             case ShortConv():
                 self._convolve(op, values)
             case Gate():
-                gate, up = self._f32(op.gate, values), self._f32(op.up, values)
+                gate, up = self._f32(op.gate, values), self._optional(op.up, values)
                 self._write(op.out, values, gate_ref(gate, up, op.activation))
             case SoftCap():
                 self._write(op.out, values, softcap_ref(self._f32(op.x, values), op.cap))
@@ -139,7 +139,10 @@ class ReferenceSegment:
         k_state, v_state = self._raw(op.k_state, values), self._raw(op.v_state, values)
         tables, rows, n_visible = (self._i32(t, values) for t in (op.tables, op.rows, op.n_visible))
         q = self._f32(op.q, values)
-        self._write(op.out, values, attention_ref(q, k_state, v_state, tables, rows, n_visible, op))
+        bias = None
+        if op.bias is not None and op.positions is not None:
+            bias = self._f32(op.bias, values), self._i32(op.positions, values)
+        self._write(op.out, values, attention_ref(q, k_state, v_state, tables, rows, n_visible, op, bias))
 
     def _convolve(self, op: ShortConv, values: Bounds) -> None:
         x, weight, state = (self._f32(t, values) for t in (op.x, op.weight, op.state))

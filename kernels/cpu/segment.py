@@ -215,6 +215,7 @@ class SegmentBuilder:
         )
 
     def _gate(self, op: Gate) -> None:
+        assert op.up is not None, "refused"
         self.segment.add_gate(
             gate=self._f32(op.gate),
             up=self._f32(op.up),

@@ -102,6 +102,7 @@ def _works_of(ops: Sequence[Op], place: Place, values: Bounds, acts: Sequence[Po
         case [ShortConv() as op]:
             return _short_conv(op, place, values)
         case [Gate() as op]:
+            assert op.up is not None, "refused"
             size = value_of(op.gate.shape[0], values) * op.gate.width
             args = [*map(place.address, (op.gate, op.up, op.out)), *acts]
             numbers = (op.activation == "gelu", op.gate.width)

@@ -74,6 +74,11 @@ class Attention(Op):
     temperature_length > 0: a row at position p (its own cell) has its scale multiplied by
     1 + temperature * ln(1 + floor((p + 1) / temperature_length)), so that attention stays sharp over long
     contexts; arXiv:2501.19399, as llama 4 has it.
+
+    bias [2 r + 1, n_head] f32 with positions [n] i32 (>= 0), or neither: head h of a row at position p has
+    bias[clamp(i - p, -r, r) + r, h] added to its score of cell i, after the scale; arXiv:1910.10683 section
+    2.1, with the bucket of each distance looked up before.  Not together with a cap.  A row may stand
+    anywhere among the cells that it sees: n_visible says how many those are, in an encoder all of its text's.
     """
 
     q: Tensor
@@ -91,6 +96,15 @@ class Attention(Op):
     chunk: int = 0
     temperature: float = 0.0
     temperature_length: int = 0
+    bias: Tensor | None = None
+    positions: Tensor | None = None
+
+    @property
+    def reach(self) -> int:
+        """Of the bias: the distance from which on all cells have the same; 0 without one."""
+        n_distances = self.bias.shape[0] if self.bias is not None else 1
+        assert isinstance(n_distances, int), "the builder checks it"
+        return n_distances // 2
 
     def scale_of(self, position: int) -> float:
         """What queries are scaled by at a position."""
@@ -176,9 +190,16 @@ def store_kv_ref(
 
 
 def attention_ref(
-    q: F32, k_state: Array, v_state: Array, tables: I32, rows: I32, n_visible: I32, op: Attention
+    q: F32,
+    k_state: Array,
+    v_state: Array,
+    tables: I32,
+    rows: I32,
+    n_visible: I32,
+    op: Attention,
+    bias: tuple[F32, I32] | None = None,
 ) -> F32:
-    """Reference of `Attention`, softmax and sums in float64, one row at a time."""
+    """Reference of `Attention`, softmax and sums in float64, one row at a time; bias: with positions."""
     width = op.k_state.shape[-1]
     assert isinstance(width, int)
     n_kv = width // op.head_dim
@@ -194,6 +215,10 @@ def attention_ref(
         scores = np.einsum("ghd,cgd->ghc", heads[row], keys) * op.scale_of(n_seen - 1)
         if op.softcap > 0:
             scores = op.softcap * np.tanh(scores / op.softcap)
+        if bias is not None:
+            table, positions = bias
+            distances = np.clip(index - positions[row], -op.reach, op.reach) + op.reach
+            scores += table[distances].T.reshape(scores.shape)
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)
         out[row] = np.einsum("ghc,cgd->ghd", weights, values)

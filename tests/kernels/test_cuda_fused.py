@@ -190,11 +190,22 @@ def attending(
         g.input(normal(i, n, heads * head_dim)) for i, heads in enumerate((n_kv * n_group, n_kv, n_kv))
     )
     rotated = g.program.rope(q, positions, head_dim, ROTATION)
-    pages = {"head_dim": head_dim, "page_size": 8}
-    g.program.store_kv(k, v, positions, cells, k_state, v_state, rotation=ROTATION, **pages)
+    g.program.store_kv(
+        k, v, positions, cells, k_state, v_state, head_dim=head_dim, page_size=8, rotation=ROTATION
+    )
     tables, rows, visible = g.input(table[None]), g.input(np.zeros(n, np.int32)), g.input(n_visible)
     mixed = g.program.attention(
-        rotated, k_state, v_state, tables, rows, visible, scale=0.2, window=window, softcap=softcap, **pages
+        rotated,
+        k_state,
+        v_state,
+        tables,
+        rows,
+        visible,
+        head_dim=head_dim,
+        page_size=8,
+        scale=0.2,
+        window=window,
+        softcap=softcap,
     )
     return [quantised(g, mixed, DType.Q8_0, 16, 3)]
 
@@ -230,10 +241,17 @@ def test_a_row_gets_the_same_bits_merged_at_once_and_after() -> None:
                 states.append(g.state(state, shape.shape))
             tables, rows = g.input(table[None]), g.input(np.zeros(n, np.int32))
             visible = g.input(np.full(n, 300, np.int32))
-            pages = {"head_dim": 32, "page_size": 8}
             return [
                 g.program.attention(
-                    g.input(q), states[0], states[1], tables, rows, visible, scale=0.3, **pages
+                    g.input(q),
+                    states[0],
+                    states[1],
+                    tables,
+                    rows,
+                    visible,
+                    head_dim=32,
+                    page_size=8,
+                    scale=0.3,
                 )
             ]
 

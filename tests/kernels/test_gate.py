@@ -1,7 +1,5 @@
 """Gated activation."""
 
-from typing import get_args
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,7 +13,7 @@ from tests.kernels.conftest import each_backend, each_cpu, normal, run_one_op, s
 
 MAX_ULP = 6  # the exponential's two, a sum, a quotient, a product
 
-each_activation = pytest.mark.parametrize("activation", get_args(Activation))
+each_activation = pytest.mark.parametrize("activation", ["silu", "gelu"])
 
 
 def gated(backend: Backend, gate: F32, up: F32, activation: Activation) -> F32:
