@@ -1,6 +1,7 @@
 """A bound plan: the only thing the hot loop calls."""
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,9 @@ NUMPY_TYPES: Mapping[DType, type[np.generic]] = {
     DType.F16: np.float16,
     DType.I32: np.int32,
 }
+
+
+NO_CONSTANTS: Final[Mapping[str, Array]] = {}
 
 
 def view(memory: Bytes, tensor: Tensor, values: Bounds) -> Array:
@@ -36,13 +40,20 @@ class Executable:
         inputs: Mapping[str, tuple[Tensor, Memory]],
         outputs: Mapping[str, tuple[Tensor, Memory]],
         bounds: Bounds,
+        constants: Mapping[str, Array] = NO_CONSTANTS,
     ) -> None:
-        """Inputs and outputs lie in host memory; a plan has them copied where they are used or made."""
+        """Inputs and outputs lie in host memory; a plan has them copied where they are used or made.
+
+        constants: inputs that no run is given.
+        """
         self._segments = segments
-        self._inputs = {
+        typed = {
             name: (t, host_array(memory)[: t.n_bytes(bounds)].view(NUMPY_TYPES[t.dtype]))
             for name, (t, memory) in inputs.items()
         }
+        self._inputs = {name: pair for name, pair in typed.items() if name not in constants}
+        # their bytes are other values' between two runs
+        self._constants = [(typed[name][1], values) for name, values in constants.items() if name in typed]
         self._outputs = {name: (t, host_array(memory)) for name, (t, memory) in outputs.items()}
         self._bounds = bounds
 
@@ -71,6 +82,8 @@ class Executable:
             if given.dtype is not typed.dtype and given.dtype != typed.dtype:
                 raise ValueError(f"input {name}: expected {typed.dtype}, got {given.dtype}")
             typed[: given.size] = given if given.ndim == 1 else given.reshape(-1)
+        for typed, given in self._constants:
+            typed[:] = given
         return values
 
     def output(self, name: str, values: Bounds) -> Array:

@@ -108,7 +108,7 @@ class Plan:
                 segments.append(Transfer([(op, memory[op.x], memory[op.out]) for op in copies]))
         inputs = {name: (t, memory[t]) for name, t in self.program.inputs.items() if t in memory}
         outputs = {name: (t, memory[t]) for name, t in self.outputs.items()}
-        return Executable(segments, inputs, outputs, self.bounds)
+        return Executable(segments, inputs, outputs, self.bounds, self.program.constants)
 
     def bind_layer(
         self,

@@ -12,7 +12,9 @@ reference backend interprets it, other backends compile it.
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from kernels.dtype import DType
 from kernels.ops.attention import Attention, StoreKV
@@ -21,11 +23,11 @@ from kernels.ops.experts import ExpertMatmul, Gating, Route, SlotSum
 from kernels.ops.gate import Activation, Gate
 from kernels.ops.matmul import Matmul
 from kernels.ops.norm import RmsNorm
-from kernels.ops.op import Op
+from kernels.ops.op import Array, Op
 from kernels.ops.rope import Rope, Rotation
 from kernels.ops.rows import Rows
 from kernels.ops.softcap import SoftCap
-from kernels.tensor import Role, Shape, Tensor
+from kernels.tensor import Role, Shape, Sym, Tensor
 
 INPUT_LAYER = -1
 
@@ -41,9 +43,32 @@ class Program:
     n_layer: int
     ops: tuple[Op, ...]
     inputs: Mapping[str, Tensor]
+    constants: Mapping[str, Array]  # the values of those inputs that are the same in each run
     weights: Mapping[str, Tensor]
     states: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
+
+    def without(self, rows: Sym) -> "Program":
+        """What is left when there are none of these rows: the ops on other rows, as far as outputs need them.
+
+        States are kept as they are.
+        """
+        needed = set(self.outputs.values())
+        ops: list[Op] = []
+        for op in reversed(self.ops):
+            if any(tensor.shape[0] is rows for tensor in op.reads):
+                continue
+            if any(tensor.role is Role.STATE or tensor in needed for tensor in op.writes):
+                ops.append(op)
+                needed.update(op.reads)
+        inputs = {name: tensor for name, tensor in self.inputs.items() if tensor in needed}
+        return replace(
+            self,
+            ops=tuple(reversed(ops)),
+            inputs=inputs,
+            constants={name: value for name, value in self.constants.items() if name in inputs},
+            weights={name: tensor for name, tensor in self.weights.items() if tensor in needed},
+        )
 
 
 class ProgramBuilder:
@@ -54,6 +79,7 @@ class ProgramBuilder:
         self._layer = INPUT_LAYER
         self._ops: list[Op] = []
         self._inputs: dict[str, Tensor] = {}
+        self._constants: dict[str, Array] = {}
         self._weights: dict[str, Tensor] = {}
         self._states: dict[str, Tensor] = {}
         self._outputs: dict[str, Tensor] = {}
@@ -73,6 +99,12 @@ class ProgramBuilder:
     def input(self, name: str, shape: Shape, dtype: DType = DType.I32) -> Tensor:
         """A value that arrives with each run."""
         return self._declare(self._inputs, Tensor(name, shape, dtype, Role.INPUT, INPUT_LAYER))
+
+    def constant(self, name: str, values: Array) -> Tensor:
+        """An i32 input with these values in each run; nobody gives them."""
+        _expect(values.dtype == np.int32, f"constant {name} is of {values.dtype}, not int32")
+        self._constants[name] = values
+        return self.input(name, values.shape)
 
     def weight(self, name: str, shape: tuple[int, ...], dtype: DType) -> Tensor:
         """A tensor of the model file; a name asked for again gives the same tensor (tied embeddings)."""
@@ -280,7 +312,13 @@ class ProgramBuilder:
         """The finished program."""
         _expect(bool(self._outputs), "a program without outputs computes nothing")
         return Program(
-            self.n_layer, tuple(self._ops), self._inputs, self._weights, self._states, self._outputs
+            self.n_layer,
+            tuple(self._ops),
+            self._inputs,
+            self._constants,
+            self._weights,
+            self._states,
+            self._outputs,
         )
 
     def _value(self, stem: str, shape: Shape, dtype: DType = DType.F32) -> Tensor:

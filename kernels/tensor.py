@@ -29,6 +29,8 @@ N_TOKENS = Sym("n_tokens")
 N_OUTPUTS = Sym("n_outputs")
 N_SEQS = Sym("n_seqs")
 N_PAGES = Sym("n_pages")
+N_SOURCE = Sym("n_source")  # inputs of an encoder
+N_SOURCE_PAGES = Sym("n_source_pages")  # of one sequence's
 
 
 def value_of(dim: Dim, values: Bounds) -> int:

@@ -25,6 +25,8 @@ from transformers import (
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 LOCAL_ROPE_BASE = 10000.0  # of layers with a window
@@ -84,6 +86,20 @@ LLAMA4_NAMES = {
     "ffn_up_shexp": "feed_forward.shared_expert.up_proj",
     "ffn_down_shexp": "feed_forward.shared_expert.down_proj",
 }
+T5_NAMES = {
+    "attn_norm": "layer.0.layer_norm",
+    "attn_q": "layer.0.SelfAttention.q",
+    "attn_k": "layer.0.SelfAttention.k",
+    "attn_v": "layer.0.SelfAttention.v",
+    "attn_o": "layer.0.SelfAttention.o",
+    "attn_rel_b": "layer.0.SelfAttention.relative_attention_bias",
+    "cross_attn_norm": "layer.1.layer_norm",
+    "cross_attn_q": "layer.1.EncDecAttention.q",
+    "cross_attn_k": "layer.1.EncDecAttention.k",
+    "cross_attn_v": "layer.1.EncDecAttention.v",
+    "cross_attn_o": "layer.1.EncDecAttention.o",
+}
+SIDES = {"enc": "encoder", "dec": "decoder"}
 OF_ARCH = {"gemma3": GEMMA3_NAMES, "lfm2": LFM2_NAMES, "qwen3moe": QWEN3MOE_NAMES, "llama4": LLAMA4_NAMES}
 OUTER = {
     "token_embd": "model.embed_tokens",
@@ -207,8 +223,62 @@ def state_dict(tiny: t.Tiny) -> dict[str, torch.Tensor]:
     return found
 
 
+def t5_state_dict(tiny: t.Tiny) -> dict[str, torch.Tensor]:
+    """The same of an encoder and a decoder."""
+    found: dict[str, torch.Tensor] = {}
+    for name, value in t.weights(tiny).items():
+        match name.split(".")[:-1]:
+            case [side, "blk", layer, part] if part.startswith("ffn"):
+                place = "layer.1" if side == "enc" else "layer.2"
+                inner = {"gate": "wi_0", "up": "wi_1" if tiny.is_gated else "wi", "down": "wo"}
+                kind = part.removeprefix("ffn_")
+                stem = f"{place}.layer_norm" if kind == "norm" else f"{place}.DenseReluDense.{inner[kind]}"
+                full = f"{SIDES[side]}.block.{layer}.{stem}"
+            case [side, "blk", layer, part]:
+                full = f"{SIDES[side]}.block.{layer}.{T5_NAMES[part]}"
+            case [side, "output_norm"]:
+                full = f"{SIDES[side]}.final_layer_norm"
+            case [outer]:
+                full = {"token_embd": "shared", "output": "lm_head"}[outer]
+        found[f"{full}.weight"] = torch.from_numpy(value.copy())
+    for side in SIDES.values():
+        found[f"{side}.embed_tokens.weight"] = found["shared.weight"]
+    if tiny.is_tied:
+        found["lm_head.weight"] = found["shared.weight"]
+    return found
+
+
+def t5_logits(tiny: t.Tiny) -> np.ndarray:
+    """[n_answer, n_vocab] f32 of the fixed answer to the fixed prompt."""
+    config = T5Config(
+        vocab_size=tiny.n_vocab,
+        d_model=tiny.n_embd,
+        d_kv=tiny.head_dim,
+        d_ff=tiny.n_ff,
+        num_layers=tiny.n_encoder,
+        num_decoder_layers=tiny.n_layer,
+        num_heads=tiny.n_head,
+        relative_attention_num_buckets=tiny.n_bucket,
+        layer_norm_epsilon=t.EPS,
+        feed_forward_proj="gated-gelu" if tiny.is_gated else "relu",
+        tie_word_embeddings=tiny.is_tied,
+    )
+    model = T5ForConditionalGeneration(config).eval().to(torch.float32)
+    weights = t5_state_dict(tiny)
+    model.load_state_dict(weights, strict=True)
+    # the class ties what goes in and out, whatever the configuration says
+    model.lm_head.weight = torch.nn.Parameter(weights["lm_head.weight"])
+    for part in (model.encoder, model.decoder):
+        part.embed_tokens.weight = torch.nn.Parameter(weights["shared.weight"])
+    asked, answered = torch.tensor([t.prompt(tiny, t.N_ASKED)]), torch.tensor([t.answer(tiny)])
+    with torch.no_grad():
+        return model(input_ids=asked, decoder_input_ids=answered).logits[0].numpy()
+
+
 def logits(tiny: t.Tiny) -> np.ndarray:
     """[n_tokens, n_vocab] f32 of the fixed prompt."""
+    if tiny.n_encoder:
+        return t5_logits(tiny)
     make_config, make_model = CLASSES[tiny.arch]
     plain = {"rope_parameters": rope_parameters(tiny)}
     special = {
@@ -244,7 +314,8 @@ def main() -> None:
         versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
         made = {
             "how": f"tools/make_goldens.py; {versions}",
-            "prompt": t.prompt(tiny),
+            "prompt": t.prompt(tiny, t.N_ASKED) if tiny.n_encoder else t.prompt(tiny),
+            **({"answer": t.answer(tiny)} if tiny.n_encoder else {}),
             "logits": [[float(f"{x:.7g}") for x in row] for row in logits(tiny)],
         }
         path = ROOT / "tests" / "golden" / f"{name}.json"

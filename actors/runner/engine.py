@@ -46,6 +46,11 @@ class Batch(NamedTuple):
     start: int  # of the next batch's round over prompts
 
     @property
+    def n_inputs(self) -> int:
+        """All that are computed, an encoder's too."""
+        return len(self.inputs["tokens"]) + len(self.inputs.get("source_tokens", ()))
+
+    @property
     def n_stream(self) -> int:
         """Inputs of running streams, drafted ones not."""
         return sum(len(part.tokens) - part.n_drafted == 1 for part in self.parts)
@@ -75,7 +80,9 @@ class Engine:
         """clock: seconds; by it batches are timed, nothing else."""
         self._model = model
         self._tokenizer = model.tokenizer  # a prompt may still be tokenised while the model is closed
-        self._limits = Limits(model.n_ctx, model.n_batch, model.n_vocab)
+        self._limits = Limits(
+            model.n_ctx, model.n_batch, model.n_vocab, model.hparams.start_token, model.page_size
+        )
         self._max_queue = max_queue
         self._clock = clock
         self._cache = Cache(model.cache_shape)
@@ -194,7 +201,7 @@ class Engine:
         meanwhile = partial(self._while_computing, batch)
         drawn = await self._device.step(batch.executable, batch.inputs, batch.parts, meanwhile)
         self._ended_s = self._clock()
-        n_inputs = len(batch.inputs["tokens"])
+        n_inputs = batch.n_inputs
         n_stream = batch.n_stream
         n_prompt = n_inputs - n_stream - batch.n_drafted
         self._pace.observe(n_stream, n_prompt, self._ended_s - began_s, batch.n_drafted)
@@ -246,7 +253,7 @@ class Engine:
             sequence.take(drawn, self._tokenizer.eog_ids)
             if sequence not in self._untold:
                 self._untold.append(sequence)
-            if not sequence.is_done and len(sequence.history) > sequence.n_ctx:
+            if not sequence.is_done and len(sequence.history) > sequence.n_most:
                 self._roster.make_room(sequence)
         if sequence.is_done:  # its reader may be slow; others need not wait for that
             self._roster.remove(sequence)
@@ -311,7 +318,8 @@ class Engine:
 
     def _batch(self, parts: SequenceOf[Part], n_pending: dict[int, int], start: int) -> Batch:
         inputs = index_arrays(parts, self._cache)
-        executable = self._model.executable(len(inputs["tokens"]), len(inputs["outputs"]))
+        n_source = len(inputs.get("source_tokens", ()))
+        executable = self._model.executable(len(inputs["tokens"]), len(inputs["outputs"]), n_source)
         sequences = [self._roster.active[part.seq_id] for part in parts]
         return Batch(sequences, parts, inputs, executable, n_pending, start)
 
@@ -337,7 +345,7 @@ class Engine:
         n_most = min(
             n_most,
             sequence.n_limit - sequence.n_drawn - 1,  # each draw but the last is followed by another
-            sequence.n_ctx - part.slot.n_cells - 1,
+            sequence.n_most - part.slot.n_cells - 1,
             self._cache.n_room(part.slot) - 1,
         )
         return sequence.lookup.draft(sequence.history, n_most, self._pace.input_cost)
@@ -364,7 +372,7 @@ class Engine:
             sequence = self._roster.active[seq_id]
             slot = sequence.slot
             assert slot is not None
-            if slot.n_cells + n_inputs > sequence.n_ctx or not self._cache.extend(slot, n_inputs):
+            if slot.n_cells + n_inputs > sequence.n_most or not self._cache.extend(slot, n_inputs):
                 return None
             tokens = sequence.history[slot.n_cells : slot.n_cells + n_inputs] or (UNKNOWN_TOKEN,)
             draws = [sequence.draw(n_ahead=seq_id in drawing)] if is_last else ()
@@ -384,9 +392,10 @@ class Engine:
         for sequence, part in zip(ahead.sequences, ahead.parts, strict=True):
             if sequence.slot is not part.slot:
                 return None
-            n_inputs = len(part.tokens)
-            tokens = sequence.history[part.slot.n_cells : part.slot.n_cells + n_inputs]
-            ahead.inputs["tokens"][begin : begin + n_inputs] = tokens
+            tokens = sequence.history[part.slot.n_cells : part.slot.n_cells + len(part.tokens)]
+            n_skipped = part.slot.n_to_encode  # those are known before
+            n_inputs = len(tokens) - n_skipped
+            ahead.inputs["tokens"][begin : begin + n_inputs] = tokens[n_skipped:]
             parts.append(part._replace(tokens=tokens))
             begin += n_inputs
         with_drafts = self._with_drafts(parts)

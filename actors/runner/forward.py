@@ -4,6 +4,7 @@ A `Device` takes a step: the CPU's on a native thread, which needs nothing of th
 every other on a Python thread.
 """
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import chain
@@ -34,6 +35,7 @@ class Draw(NamedTuple):
     position: int
     n_logprobs: int
     drafted: Sequence[int] = ()  # tokens after the history that this draw takes for granted
+    n_unseen: int = 0  # tokens at the beginning that penalties never look at
 
     @property
     def seen(self) -> Sequence[int]:
@@ -41,13 +43,14 @@ class Draw(NamedTuple):
         if not self.params.has_penalties:
             return ()
         n_last = self.params.repeat_last_n
-        tail = _last(self.history, n_last)
+        tail = _last(self.history, n_last, self.n_unseen)
         return _last([*tail, *self.drafted], n_last) if self.drafted else tail
 
 
-def _last(tokens: Sequence[int], n: int) -> Sequence[int]:
-    """The last n, all where n is negative."""
-    return tokens if n < 0 else tokens[max(0, len(tokens) - n) :]
+def _last(tokens: Sequence[int], n: int, n_unseen: int = 0) -> Sequence[int]:
+    """The last n of those after the first n_unseen, all of them where n is negative."""
+    begin = n_unseen if n < 0 else max(n_unseen, len(tokens) - n)
+    return tokens[begin:] if begin else tokens
 
 
 class Part(NamedTuple):
@@ -74,23 +77,32 @@ class Drawn(NamedTuple):
 
 
 def index_arrays(parts: Sequence[Part], cache: Cache) -> dict[str, Array]:
-    """The inputs of `models.decoder.Batch`, all i32, for sequences whose slots have room for their parts."""
+    """The inputs of the model's program, all i32, for sequences whose slots have room for their parts.
+
+    Those of `models.decoder.Batch`; of a model with an encoder those of `models.t5.Answers` and `Prompts`.
+    """
     tokens: list[int] = []
     positions: list[int] = []
     rows: list[int] = []
     outputs: list[int] = []
+    spans: list[range] = []  # of each part the cells, without those of an encoder's inputs
     for row, (_, slot, inputs, draws) in enumerate(parts):
-        tokens += inputs
-        positions += range(slot.n_cells, slot.n_cells + len(inputs))
-        rows += [row] * len(inputs)
+        n_skipped = slot.n_to_encode
+        spans.append(range(slot.n_cells + n_skipped, slot.n_cells + len(inputs)))
+        tokens += inputs[n_skipped:] if n_skipped else inputs
+        positions += range(spans[-1].start - slot.n_padded, spans[-1].stop - slot.n_padded)
+        rows += [row] * len(spans[-1])
         outputs += range(len(tokens) - len(draws), len(tokens))
     named = {"tokens": tokens, "positions": positions, "rows": rows, "outputs": outputs}
-    named["cells"] = _cells(cache.pages, [(p, p.slot.table) for p in parts])
+    named["cells"] = _cells(cache.pages, [p.slot.table for p in parts], spans)
     if cache.window is not None:
-        named["window_cells"] = _cells(cache.window, [(p, p.slot.window) for p in parts])
+        named["window_cells"] = _cells(cache.window, [p.slot.window for p in parts], spans)
     if cache.rows is not None:
         named["sources"] = [p.slot.state.current for p in parts]
         named["targets"] = [cache.rows.target(p.slot.state, p.slot.n_cells + len(p.tokens)) for p in parts]
+    if cache.has_encoder:
+        named["n_kept"] = [parts[row].slot.n_source for row in rows]
+        named |= _source_arrays(parts, cache)
     # one conversion for all: between two steps each call of numpy begins with a cold cache
     flat = np.array(list(chain.from_iterable(named.values())), np.int32)
     arrays: dict[str, Array] = {}
@@ -99,25 +111,64 @@ def index_arrays(parts: Sequence[Part], cache: Cache) -> dict[str, Array]:
         arrays[name] = flat[begin : begin + len(values)]
         begin += len(values)
     arrays["n_visible"] = flat[len(tokens) : 2 * len(tokens)] + np.int32(1)  # positions, and oneself
-    arrays["tables"] = _tables([part.slot.table for part in parts])
+    if cache.has_encoder:
+        kept = [part.slot.n_padded // cache.page_size for part in parts]
+        arrays["tables"] = _tables([p.slot.table.pages[n:] for p, n in zip(parts, kept, strict=True)])
+        arrays["kept_tables"] = _tables([p.slot.table.pages[:n] for p, n in zip(parts, kept, strict=True)])
+        arrays["source_tables"] = _source_tables(parts, cache.page_size)
+        return arrays
+    arrays["tables"] = _tables([part.slot.table.pages for part in parts])
     if cache.window is not None:
-        arrays["window_tables"] = _tables([part.slot.window for part in parts])
+        arrays["window_tables"] = _tables([part.slot.window.pages for part in parts])
     return arrays
 
 
-def _cells(pages: Pages, tables: Sequence[tuple[Part, Table]]) -> list[int]:
+def _source_arrays(parts: Sequence[Part], cache: Cache) -> dict[str, list[int]]:
+    """What an encoder reads: the prompts that begin, each in pages of its own in the encoder's states."""
+    names = ("tokens", "positions", "rows", "visible", "cells")
+    tokens, positions, rows, visible, cells = lists = tuple[list[int], ...]([] for _ in names)
+    kept: list[int] = []
+    begin = 0
+    for row, (_, slot, inputs, _) in enumerate(parts):
+        n = slot.n_source if slot.n_to_encode else 0
+        tokens += inputs[:n]
+        positions += range(n)
+        rows += [row] * n
+        visible += [n] * n
+        cells += range(begin, begin + n)
+        kept += cache.pages.cells(slot.table, 0, n)
+        begin += slot.n_to_encode
+    return {f"source_{name}": values for name, values in zip(names, lists, strict=True)} | {
+        "kept_cells": kept
+    }
+
+
+def _source_tables(parts: Sequence[Part], page_size: int) -> Array:
+    """Of the encoder's states, as `_source_arrays` has their cells; as wide as the tables of what is kept."""
+    width = max(part.slot.n_padded for part in parts) // page_size
+    made = np.zeros((len(parts), width), np.int32)
+    begin = 0
+    for row, part in enumerate(parts):
+        n_pages = part.slot.n_to_encode // page_size
+        made[row, :n_pages] = range(begin, begin + n_pages)
+        begin += n_pages
+    return made
+
+
+def _cells(pages: Pages, tables: Sequence[Table], spans: Sequence[range]) -> list[int]:
     """The cell of each input."""
     cells: list[int] = []
-    for part, table in tables:
-        cells += pages.cells(table, part.slot.n_cells, part.slot.n_cells + len(part.tokens))
+    for table, span in zip(tables, spans, strict=True):
+        cells += pages.cells(table, span.start, span.stop)
     return cells
 
 
-def _tables(tables: Sequence[Table]) -> Array:
+def _tables(tables: "Sequence[array[int]]") -> Array:
     """[n_seqs, n_pages]; what is not there reads as page 0."""
-    made = np.zeros((len(tables), max(len(table.pages) for table in tables)), np.int32)
-    for row, table in enumerate(tables):
-        made[row, : len(table.pages)] = np.frombuffer(table.pages, np.int32)
+    made = np.zeros((len(tables), max(len(pages) for pages in tables)), np.int32)
+    for row, pages in enumerate(tables):
+        if pages:
+            made[row, : len(pages)] = np.frombuffer(pages, np.int32)
     return made
 
 

@@ -35,6 +35,8 @@ class Limits(NamedTuple):
     n_ctx: int  # a request may be content with less
     n_batch: int
     n_vocab: int
+    start_token: int = -1  # what a decoder behind an encoder begins with
+    page_size: int = 1
 
 
 def sequence_of(
@@ -57,14 +59,25 @@ def sequence_of(
     sequence = Sequence(
         seq_id, request, params, kept, groups, len(kept), n_dropped, limit, n_ctx, output, offer
     )
+    if limits.start_token >= 0:
+        _give_to_encoder(sequence, limits)
     output.replay(request.resume)
     sequence.n_drawn = len(request.resume)
     for token in request.resume:
         sequence.history.append(token)
-        if len(sequence.history) > n_ctx and request.shift:
+        if len(sequence.history) > sequence.n_most and request.shift:
             # just where the runner before this one did, or what follows would differ
             sequence.shift()
     return sequence
+
+
+def _give_to_encoder(sequence: Sequence, limits: Limits) -> None:
+    """All of the prompt is read at once, in whole pages; the decoder begins behind it with its own token."""
+    sequence.n_source = n = len(sequence.history)
+    sequence.n_padded = -(-n // limits.page_size) * limits.page_size
+    sequence.groups = groups_of([(0, sequence.n_padded)])
+    filling = [limits.start_token] * (sequence.n_padded - n)
+    sequence.history = [*sequence.history, *filling, limits.start_token]
 
 
 def _groups(request: Generate, n_tokens: int, n_batch: int) -> Groups:

@@ -37,7 +37,7 @@ from kernels.memory import Memory, OutOfMemory
 from kernels.ops.experts import ExpertMatmul
 from kernels.plan import Placement, Plan, PlanError, plans, streamable
 from kernels.program import Program, ShapeError
-from kernels.tensor import N_OUTPUTS, N_PAGES, N_SEQS, N_TOKENS
+from kernels.tensor import N_OUTPUTS, N_PAGES, N_SEQS, N_SOURCE, N_SOURCE_PAGES, N_TOKENS, Sym
 
 DEFAULT_N_CTX = 4096
 DEFAULT_N_BATCH = 512
@@ -82,8 +82,13 @@ class Model:
         self.options = options
         self.hparams: Hparams = read_hparams(file)
         self.page_size = PAGE_SIZE
-        self.n_ctx, self.n_pages = pool_of(options, self.hparams.n_ctx_train)
+        has_encoder = self.hparams.n_encoder > 0
+        self.n_ctx, self.n_pages = pool_of(options, self.hparams.n_ctx_train, has_encoder=has_encoder)
         self.n_batch = min(options.n_batch or DEFAULT_N_BATCH, self.n_ctx)
+        if (
+            has_encoder
+        ):  # which reads the longest prompt at once, with whole pages and the decoder's first input
+            self.n_batch = max(self.n_batch, -(-self.n_ctx // PAGE_SIZE) * PAGE_SIZE + 1)
         self.n_parallel = min(options.n_parallel or 1, self.n_batch)
         self.cache_shape = cache_shape(
             self.n_pages,
@@ -93,10 +98,10 @@ class Model:
             is_recurrent=self.hparams.n_tap > 0,
             n_parallel=self.n_parallel,
             n_batch=self.n_batch,
+            has_encoder=has_encoder,
         )
         program = source.program(self.hparams, self.cache_shape)
-        # the smaller plan first: decoding reuses memory that stays in the processor's cache
-        self._plans = plans(program, placement, backends, [self._bounds(n) for n in self._buckets()])
+        self._plans = self._made_plans(program)
         self._streamed_plan = self._planned_streaming(program)
         self._blocks = blocks_of(self._plans[-1], placement, backends)
         streamed = streamed_blocks(self._streamed_plan, backends) if self._streamed_plan else []
@@ -135,8 +140,7 @@ class Model:
         stream_from: int = NEVER,
     ) -> "Model":
         """Plan for a file that is open; the model closes it, unless this raises.  Unsupported as `open`."""
-        n_layer = source.file.get_int(f"{source.file.get_str('general.architecture')}.block_count")
-        placement = read_placement(layers, n_layer, backends)
+        placement = read_placement(layers, read_hparams(source.file).n_layer, backends)
         try:
             return cls(source, spec, options, backends, placement, stream_from)
         except (PlanError, ShapeError) as exc:
@@ -236,11 +240,13 @@ class Model:
             for tensor in block.tensors
         }
 
-    def executable(self, n_tokens: int, n_outputs: int) -> Executable:
+    def executable(self, n_tokens: int, n_outputs: int, n_source: int = 0) -> Executable:
         """The smallest bound plan that takes this many rows; one that streams from its rows on."""
-        rows = max(n_tokens, n_outputs)
+        rows = max(n_tokens, n_outputs, n_source)
         if self._streamed is not None and rows >= self.streamed_rows:
             return self._streamed
+        if n_source:
+            return self._executables[-1][1]
         return next(executable for bound, executable in self._executables if rows <= bound)
 
     def close(self) -> None:
@@ -276,6 +282,27 @@ class Model:
     @property
     def _all_plans(self) -> list[Plan]:
         return [*self._plans, *([self._streamed_plan] if self._streamed_plan else [])]
+
+    def _made_plans(self, program: Program) -> list[Plan]:
+        """The smaller one first: decoding reuses memory that stays in the processor's cache.
+
+        Of an encoder only the largest has anything.
+        """
+        *few, most = [self._bounds(n) for n in self._buckets()]
+        if not self.hparams.n_encoder:
+            return plans(program, self._placement, self._backends, [*few, most])
+        answering = program.without(N_SOURCE)
+        known = {
+            symbol.name
+            for tensor in answering.inputs.values()
+            for symbol in tensor.shape
+            if isinstance(symbol, Sym)
+        }
+        few = [{name: n for name, n in bounds.items() if name in known} for bounds in few]
+        return [
+            *plans(answering, self._placement, self._backends, few),
+            *plans(program, self._placement, self._backends, [most]),
+        ]
 
     def _planned_streaming(self, program: Program) -> Plan | None:
         """A plan that streams, where that may be faster for some batch.
@@ -341,24 +368,32 @@ class Model:
 
     def _bounds(self, n_tokens: int) -> dict[str, int]:
         pages = -(-self.n_ctx // self.page_size)
-        return {
+        bounds = {
             N_TOKENS.name: n_tokens,
             N_OUTPUTS.name: min(self.n_parallel + N_DRAFT_ROWS, n_tokens),
             N_SEQS.name: min(self.n_parallel, n_tokens),
             N_PAGES.name: pages,
         }
+        if self.hparams.n_encoder:
+            bounds |= {N_SOURCE.name: n_tokens, N_SOURCE_PAGES.name: pages}
+        return bounds
 
 
 def _run(segment: Segment, backend: Backend, n_rows: int) -> None:
     """A segment on rows of one sequence, until it is done."""
-    segment.run({N_TOKENS.name: n_rows, N_OUTPUTS.name: 1, N_SEQS.name: 1, N_PAGES.name: 1})
+    rows, ones = (N_TOKENS, N_SOURCE), (N_OUTPUTS, N_SEQS, N_PAGES, N_SOURCE_PAGES)
+    segment.run({symbol.name: n_rows for symbol in rows} | {symbol.name: 1 for symbol in ones})
     backend.mark().wait()
 
 
-def pool_of(options: LoadOptions, n_ctx_train: int) -> tuple[int, int]:
-    """Positions that one sequence may use, and pages of the pool that all of them share."""
+def pool_of(options: LoadOptions, n_ctx_train: int, *, has_encoder: bool = False) -> tuple[int, int]:
+    """Positions that one sequence may use, and pages of the pool that all of them share.
+
+    Behind an encoder a prompt may be as long as that, and so may an answer.
+    """
     n_ctx = min(options.n_ctx or DEFAULT_N_CTX, n_ctx_train)
     whole = -(-n_ctx // PAGE_SIZE) * PAGE_SIZE  # a sequence ends within a page of its own
+    whole *= 2 if has_encoder else 1
     return n_ctx, -(-pool_cells(whole, options.n_parallel or 1) // PAGE_SIZE)
 
 

@@ -9,7 +9,7 @@ oldest always goes on, and everybody is the oldest at some time.
 from collections.abc import Iterable, Iterator
 
 from actors.protocol import DoneReason
-from actors.runner.cache.cache import Cache
+from actors.runner.cache.cache import Cache, Slot
 from actors.runner.sequence import Sequence
 
 
@@ -52,7 +52,7 @@ class Roster:
         reader is passed over, and gives way if it holds pages.
         """
         while self.n_free > 0 and (sequence := self._oldest_waiting()):
-            slot = self.cache.open(sequence.history, sequence.groups)
+            slot = self._open(sequence)
             n_pages = self.cache.n_lacking(slot, len(sequence.history))
             while self.active and n_pages + len(self.active) > self.cache.n_free:
                 idle = self._youngest(s for s in self.active.values() if not s.can_run)
@@ -62,7 +62,7 @@ class Roster:
                 self.pause(idle)
             del self._waiting[sequence.seq_id]
             sequence.slot = slot
-            sequence.start(slot.n_cells)
+            sequence.start(slot.n_computed)
             self.active[sequence.seq_id] = sequence
 
     def grow(self, sequence: Sequence, n_inputs: int) -> int:
@@ -103,7 +103,10 @@ class Roster:
             return
         sequence.shift()
         self._free(sequence)
-        sequence.slot = self.cache.open(sequence.history, sequence.groups)
+        sequence.slot = self._open(sequence)
+
+    def _open(self, sequence: Sequence) -> Slot:
+        return self.cache.open(sequence.history, sequence.groups, sequence.n_source)
 
     def _oldest_waiting(self) -> Sequence | None:
         """Of those whose reader keeps up."""

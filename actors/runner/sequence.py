@@ -13,7 +13,7 @@ from actors.protocol import Chunk, DoneReason, Finished, Generate
 from actors.runner.cache.cache import Slot
 from actors.runner.context import shift
 from actors.runner.forward import Draw, Drawn
-from actors.runner.groups import Groups
+from actors.runner.groups import NO_GROUPS, Groups
 from actors.runner.lookup import Lookup
 from actors.runner.output import Output
 from actors.runner.repetition import LOOK_EVERY, repeats
@@ -47,6 +47,8 @@ class Sequence:
     n_ctx: int  # positions it may use: what the request asked for, as far as the model has them
     output: Output
     offer: Offer
+    n_source: int = 0  # of the prompt, what an encoder reads: all of it or nothing
+    n_padded: int = 0  # inputs until the decoder's: with those that fill a page
     lookup: Lookup = field(default_factory=Lookup)
     slot: Slot | None = None
     n_cached: int = 0
@@ -70,6 +72,11 @@ class Sequence:
         return self.reason is not None
 
     @property
+    def n_most(self) -> int:
+        """Inputs that it may have: the context's, behind an encoder of the decoder alone."""
+        return self.n_padded + self.n_ctx
+
+    @property
     def n_pending(self) -> int:
         """Inputs that are not computed yet."""
         return len(self.history) - (self.slot.n_cells if self.slot else 0)
@@ -80,8 +87,13 @@ class Sequence:
         return self.groups.before(n_cells + n_inputs) - n_cells
 
     def shift(self) -> None:
-        """Drop the oldest half after n_keep: the context is full."""
-        self.history, self.groups = shift(self.history, self.groups, self.n_ctx, self.request.n_keep)
+        """Drop the oldest half after n_keep: the context is full.  What an encoder reads stays."""
+        if not self.n_padded:
+            self.history, self.groups = shift(self.history, self.groups, self.n_ctx, self.request.n_keep)
+            return
+        n_keep = self.request.n_keep or 1  # the token that a decoder begins with
+        answer, _ = shift(self.history[self.n_padded :], NO_GROUPS, self.n_ctx, n_keep)
+        self.history = [*self.history[: self.n_padded], *answer]
 
     @property
     def keeps_up(self) -> bool:
@@ -103,7 +115,7 @@ class Sequence:
             return DoneReason.LIMIT
         if self._is_looping():
             return DoneReason.REPETITION
-        return DoneReason.CONTEXT if len(self.history) > self.n_ctx else None
+        return DoneReason.CONTEXT if len(self.history) > self.n_most else None
 
     def start(self, n_cached: int) -> None:
         """It has a slot, with so many inputs computed before; waiting ends here, but for later pauses."""
@@ -114,7 +126,7 @@ class Sequence:
     def draw(self, n_ahead: int = 0, drafted: SequenceOf[int] = ()) -> Draw:
         """How the next token is to be drawn, or the one that comes n_ahead later, after drafted ones."""
         position = self.n_prompt + self.n_drawn + n_ahead + len(drafted)
-        return Draw(self.params, self.history, position, self.request.n_logprobs, drafted)
+        return Draw(self.params, self.history, position, self.request.n_logprobs, drafted, self.n_padded)
 
     def take(self, drawn: Drawn, eog_ids: frozenset[int]) -> None:
         """A token was drawn: append it, or end.  `tell` makes text of it."""
@@ -181,9 +193,15 @@ class Sequence:
                 prompt_s=first_s - started_s,
                 predict_s=now_s - first_s,
                 stop_string=self.output.stop_string,
-                context=tuple(self.history),
+                context=tuple(self._said()),
             )
         )
+
+    def _said(self) -> SequenceOf[int]:
+        """Prompt and answer; behind an encoder without what stands between them."""
+        if not self.n_padded:
+            return self.history
+        return [*self.history[: self.n_source], *self.history[self.n_padded + 1 :]]
 
     def fail(self, error: RuntimeFault) -> None:
         """End with an error that concerns this sequence alone."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import trio
 
@@ -39,14 +40,23 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("pool") / "tiny.gguf")
 
 
-@pytest.fixture(scope="module", params=["qwen3", "gemma3", "lfm2", "qwen3moe", "llama4"])
-def any_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of models whose layers see all, look back a window or into their chunk, recur, or have experts."""
-    variant: str = request.param
+def variant_path(variant: str, folder: Path) -> Path:
     tiny = t.VARIANTS[variant]
     if tiny.chunk:  # chunks that begin and end within pages, and are longer than one
         tiny = replace(tiny, chunk=PAGE_SIZE + 8)
-    return write_model(tmp_path_factory.mktemp(variant) / "tiny.gguf", tiny)
+    return write_model(folder / "tiny.gguf", tiny)
+
+
+@pytest.fixture(scope="module", params=["qwen3", "gemma3", "lfm2", "qwen3moe", "llama4"])
+def decoder_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of models whose layers see all, look back a window or into their chunk, recur, or have experts."""
+    return variant_path(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module", params=["qwen3", "gemma3", "lfm2", "qwen3moe", "llama4", "t5"])
+def any_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of those, and of a model with an encoder."""
+    return variant_path(request.param, tmp_path_factory.mktemp(request.param))
 
 
 def check_pages(engine: Engine) -> None:
@@ -74,9 +84,9 @@ def watch_pages(engine: Engine) -> None:
             groups = engine._roster.active[part.seq_id].groups  # pyright: ignore[reportPrivateUsage]
             for place in (part.slot.n_cells, part.slot.n_cells + len(part.tokens)):
                 assert groups.before(place) == place
-        cells = inputs["cells"].tolist()
+        cells = [*inputs["cells"].tolist(), *inputs.get("kept_cells", np.zeros(0, np.int32)).tolist()]
         assert len(cells) == len(set(cells))
-        for name in ("window_cells", "targets"):  # what else is written
+        for name in ("window_cells", "targets", "source_cells"):  # what else is written
             assert name not in inputs or len(set(inputs[name].tolist())) == len(inputs[name])
         drawn = await step()
         check_pages(engine)
@@ -189,8 +199,8 @@ async def test_any_interleaving_gives_each_sequence_the_tokens_it_gives_alone(
     assert (gauges["drafted_tokens_right_total"] > 0) == can_rewind
 
 
-async def test_a_next_turn_costs_its_own_tokens_and_a_page(any_path: Path) -> None:
-    async with engine_of(any_path, n_ctx=128, n_parallel=2, n_batch=32) as engine:
+async def test_a_next_turn_costs_its_own_tokens_and_a_page(decoder_path: Path) -> None:
+    async with engine_of(decoder_path, n_ctx=128, n_parallel=2, n_batch=32) as engine:
         _, _, first = await collect(engine, Generate(PROMPT, GREEDY, n_predict=40))
         turn = (*first.context, 1, 2, 3)
         await collect(engine, Generate(PROMPT[5:30], GREEDY, n_predict=20))  # somebody else

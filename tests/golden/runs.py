@@ -26,6 +26,11 @@ N_CTX = 64
 WANTED = Draw(SamplingParams(), (), 0, -1)
 
 
+def padded(source: Sequence[int]) -> list[int]:
+    """What an encoder reads, in whole pages."""
+    return [*source, *[0] * (-len(source) % PAGE_SIZE)]
+
+
 class Bound:
     """A model file bound to one backend with room for four sequences of N_CTX."""
 
@@ -39,10 +44,15 @@ class Bound:
         width = window or chunk
         n_window_cells = 4 * (width + N_CTX // 2) // PAGE_SIZE * PAGE_SIZE if width else 0
         n_rows = n_rows_of(4) if hparams.n_tap else 0
-        shape = CacheShape(4 * N_CTX, PAGE_SIZE, cache_dtype, n_window_cells, window, chunk, n_rows)
+        n_source_cells = 4 * N_CTX if hparams.n_encoder else 0
+        shape = CacheShape(
+            8 * N_CTX, PAGE_SIZE, cache_dtype, n_window_cells, window, chunk, n_rows, n_source_cells
+        )
         self.cache = Cache(shape)
         program = build_program(file, hparams, shape)
         bounds = {"n_tokens": n_batch, "n_outputs": n_batch, "n_seqs": 4, "n_pages": N_CTX // PAGE_SIZE}
+        if hparams.n_encoder:
+            bounds |= {"n_source": 4 * N_CTX, "n_source_pages": N_CTX // PAGE_SIZE}
         host = backend if backend.is_host else ReferenceBackend(HOST)
         backends = {host.name: host, backend.name: backend}
         placement = Placement((backend.name,) * (hparams.n_layer + 1), host.name)
@@ -63,9 +73,9 @@ class Bound:
                 weights[tensor.name, device] = self._buffers[-1].memory
         self._executable = made.bind(backends, graphs, weights, states)
 
-    def open(self) -> Slot:
-        """An empty slot."""
-        return self.cache.open([])
+    def open(self, n_source: int = 0) -> Slot:
+        """An empty slot; n_source: inputs that an encoder will read."""
+        return self.cache.open([], n_source=n_source)
 
     def feed(self, *inputs: tuple[Slot, Sequence[int]], all_rows: bool = False) -> F32:
         """Logits [n_sequences, n_vocab] after the last input of each; with all_rows of every input."""
@@ -73,7 +83,7 @@ class Bound:
             assert self.cache.extend(slot, len(tokens))
         parts = [Part(i, slot, tokens, (WANTED,)) for i, (slot, tokens) in enumerate(inputs)]
         arrays = index_arrays(parts, self.cache)
-        if all_rows:
+        if all_rows:  # of those whose logits there can be
             arrays["outputs"] = np.arange(len(arrays["tokens"]), dtype=np.int32)
         logits = self._executable.run(arrays)["logits"].astype(np.float32, copy=True)
         for slot, tokens in inputs:

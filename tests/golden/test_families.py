@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from actors.runner.cache.cache import Slot
 from kernels.backend import Backend
 from kernels.dtype import DType
 from tests.golden import tiny as t
-from tests.golden.runs import Bound
+from tests.golden.runs import Bound, padded
 
 HERE = Path(__file__).parent
 MAX_RELATIVE_ERROR = 1e-4
@@ -29,30 +30,42 @@ def model_path(variant: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_logits_agree_with_transformers(variant: str, model_path: Path, any_backend: Backend) -> None:
+def inputs_of(variant: str, n_taken: int = 0) -> tuple[list[int], list[int]]:
+    """What an encoder reads, if there is one, and the other inputs; without the first n_taken of either."""
+    tiny = t.VARIANTS[variant]
+    if tiny.n_encoder:
+        return t.prompt(tiny, t.N_ASKED)[n_taken:], t.answer(tiny)
+    return [], t.prompt(tiny)[n_taken:]
+
+
+def expect_golden(variant: str, model: Bound, tolerance: float) -> None:
     golden = json.loads((HERE / f"{variant}.json").read_text())
+    source, tokens = inputs_of(variant)
+    assert (golden["prompt"], golden.get("answer", tokens)) == (source or tokens, tokens)
     expected = np.array(golden["logits"], np.float32)
-    model = Bound(model_path, any_backend)
-    got = model.feed((model.open(), golden["prompt"]), all_rows=True)
-    assert np.abs(got - expected).max() <= MAX_RELATIVE_ERROR * np.abs(expected).max()
+    got = model.feed((model.open(len(source)), [*padded(source), *tokens]), all_rows=True)
+    assert np.abs(got - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def test_logits_agree_with_transformers(variant: str, model_path: Path, any_backend: Backend) -> None:
+    expect_golden(variant, Bound(model_path, any_backend), MAX_RELATIVE_ERROR)
 
 
 def test_a_cache_of_f16_changes_the_logits_little(
     variant: str, model_path: Path, any_backend: Backend
 ) -> None:
-    golden = json.loads((HERE / f"{variant}.json").read_text())
-    expected = np.array(golden["logits"], np.float32)
-    model = Bound(model_path, any_backend, cache_dtype=DType.F16)
-    got = model.feed((model.open(), golden["prompt"]), all_rows=True)
-    assert np.abs(got - expected).max() <= MAX_RELATIVE_ERROR_F16 * np.abs(expected).max()
+    expect_golden(variant, Bound(model_path, any_backend, cache_dtype=DType.F16), MAX_RELATIVE_ERROR_F16)
 
 
-def greedy(model: Bound, prompt: list[int], cuts: list[int], n_predict: int = 12) -> list[int]:
-    slot = model.open()
+def greedy(
+    model: Bound, source: list[int], prompt: list[int], cuts: list[int], n_predict: int = 12
+) -> list[int]:
+    slot = model.open(len(source))
     edges = [0, *cuts, len(prompt)]
     logits = np.empty((0, 0), np.float32)
     for start, stop in itertools.pairwise(edges):
-        logits = model.feed((slot, prompt[start:stop]))
+        front = [] if start else padded(source)
+        logits = model.feed((slot, [*front, *prompt[start:stop]]))
     tokens: list[int] = []
     for _ in range(n_predict):
         tokens.append(int(np.argmax(logits[0])))
@@ -63,19 +76,22 @@ def greedy(model: Bound, prompt: list[int], cuts: list[int], n_predict: int = 12
 def test_prompt_in_one_batch_in_chunks_and_token_by_token_give_the_same_tokens(
     variant: str, model_path: Path, backend: Backend
 ) -> None:
-    prompt = t.prompt(t.VARIANTS[variant])
+    source, prompt = inputs_of(variant)
     model = Bound(model_path, backend)
-    whole = greedy(model, prompt, [])
-    assert greedy(model, prompt, [5, 6, 11]) == whole
-    assert greedy(model, prompt, list(range(1, len(prompt)))) == whole
+    whole = greedy(model, source, prompt, [])
+    assert greedy(model, source, prompt, [5, 6, 9]) == whole
+    assert greedy(model, source, prompt, list(range(1, len(prompt)))) == whole
 
 
 def test_a_sequence_does_not_depend_on_what_shares_its_batch(
     variant: str, model_path: Path, backend: Backend
 ) -> None:
-    prompt = t.prompt(t.VARIANTS[variant])
     model = Bound(model_path, backend)
-    alone = model.feed((model.open(), prompt))[0]
-    other = list(reversed(prompt))[:11]
-    together = model.feed((model.open(), other), (model.open(), prompt), (model.open(), other[:3]))[1]
+
+    def one(n_taken: int) -> tuple[Slot, list[int]]:
+        source, tokens = inputs_of(variant, n_taken)
+        return model.open(len(source)), [*padded(source), *tokens]
+
+    alone = model.feed(one(0))[0]
+    together = model.feed(one(5), one(0), one(13))[1]
     assert np.abs(together - alone).max() <= 1e-5 * np.abs(alone).max()

@@ -44,6 +44,9 @@ class Tiny:
     expert_step: int = 1  # from one layer with experts to the next
     chunk: int = 0  # tokens, of layers that see their own chunk
     temperature_length: int = 0
+    n_encoder: int = 0  # layers of an encoder, beside n_layer of a decoder
+    n_bucket: int = 0  # of distances
+    is_gated: bool = True
     seed: int = 1
 
     @property
@@ -113,6 +116,18 @@ VARIANTS: Mapping[str, Tiny] = {
         temperature_length=4,
         seed=15,
     ),
+    "t5": Tiny("t5", n_encoder=2, n_layer=3, n_head_kv=4, n_bucket=32, seed=16),
+    "t5-plain": Tiny(
+        "t5",
+        n_encoder=3,
+        n_layer=2,
+        n_head_kv=4,
+        head_dim=32,
+        n_bucket=8,
+        is_gated=False,
+        is_tied=True,
+        seed=17,
+    ),
     "gemma3-capped": Tiny(
         "gemma3",
         n_layer=3,
@@ -131,6 +146,15 @@ LLAMA3_HIGH_FREQ_FACTOR = 4.0
 LLAMA3_ORIGINAL_CONTEXT = 32
 
 
+START_TOKEN = 2  # of t5's decoder
+N_ASKED = 45  # tokens of the prompt that its encoder is given: some are farther apart than buckets tell
+
+
+def answer(tiny: Tiny) -> list[int]:
+    """What a decoder behind an encoder is given after the fixed prompt."""
+    return [START_TOKEN, *prompt(tiny, 40)[30:]]
+
+
 def prompt(tiny: Tiny, n_tokens: int = 16) -> list[int]:
     """A fixed sequence of token ids."""
     return [(7 * i * i + 3 * i + tiny.seed) % tiny.n_vocab for i in range(n_tokens)]
@@ -138,6 +162,8 @@ def prompt(tiny: Tiny, n_tokens: int = 16) -> list[int]:
 
 def shapes(tiny: Tiny) -> dict[str, tuple[int, ...]]:
     """Every tensor by its GGUF name, outermost dimension first."""
+    if tiny.n_encoder:
+        return encoder_decoder_shapes(tiny)
     q, kv = tiny.n_head * tiny.head_dim, tiny.n_head_kv * tiny.head_dim
     found: dict[str, tuple[int, ...]] = {"token_embd": (tiny.n_vocab, tiny.n_embd)}
     for i in range(tiny.n_layer):
@@ -169,6 +195,30 @@ def shapes(tiny: Tiny) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def encoder_decoder_shapes(tiny: Tiny) -> dict[str, tuple[int, ...]]:
+    """Of t5."""
+    width = tiny.n_head * tiny.head_dim
+    into, out_of = (width, tiny.n_embd), (tiny.n_embd, width)
+
+    def attention(prefix: str) -> dict[str, tuple[int, ...]]:
+        names = {f"{prefix}attn_{name}": into for name in "qkv"}
+        return names | {f"{prefix}attn_o": out_of, f"{prefix}attn_norm": (tiny.n_embd,)}
+
+    found: dict[str, tuple[int, ...]] = {"token_embd": (tiny.n_vocab, tiny.n_embd)}
+    for side, n_layer in (("enc", tiny.n_encoder), ("dec", tiny.n_layer)):
+        for i in range(n_layer):
+            layer = attention("") | {"ffn_norm": (tiny.n_embd,), **feed_forward_shapes(tiny, i)}
+            if side == "dec":
+                layer |= attention("cross_")
+            if i == 0:
+                layer["attn_rel_b"] = (tiny.n_bucket, tiny.n_head)
+            found |= {f"{side}.blk.{i}.{name}": shape for name, shape in layer.items()}
+        found[f"{side}.output_norm"] = (tiny.n_embd,)
+    if not tiny.is_tied:
+        found["output"] = (tiny.n_vocab, tiny.n_embd)
+    return {f"{name}.weight": shape for name, shape in found.items()}
+
+
 def feed_forward_shapes(tiny: Tiny, layer: int) -> dict[str, tuple[int, ...]]:
     """Of one layer, dense or with experts."""
 
@@ -179,6 +229,8 @@ def feed_forward_shapes(tiny: Tiny, layer: int) -> dict[str, tuple[int, ...]]:
             f"ffn_down{suffix}": (*outer, tiny.n_embd, n_ff),
         }
 
+    if not tiny.is_gated:
+        return {"ffn_up": (tiny.n_ff, tiny.n_embd), "ffn_down": (tiny.n_embd, tiny.n_ff)}
     if not tiny.has_experts(layer):
         return parts(tiny.n_ff, "")
     found = parts(tiny.n_ff_exp, "_exps", tiny.n_expert)
@@ -196,6 +248,8 @@ def weights(tiny: Tiny) -> dict[str, F32]:
         uniform = (raw >> np.uint64(40)).astype(np.float32) / np.float32(2**24) * 2 - 1
         is_norm = name.endswith("norm.weight")
         scale = 0.2 if is_norm or name.endswith("bias") else math.sqrt(3.0 / shape[-1])
+        if tiny.n_encoder and name.endswith("attn_q.weight"):
+            scale *= tiny.head_dim**-0.5  # in place of a scale of scores
         made[name] = (uniform * np.float32(scale) + np.float32(is_norm)).reshape(shape)
     return made
 
@@ -223,7 +277,7 @@ def write(
 ) -> None:
     """A GGUF file of the model.  A tensor is F32 values, or raw blocks with their type."""
     writer = gguf.GGUFWriter(path, tiny.arch)
-    writer.add_block_count(tiny.n_layer)
+    writer.add_block_count(tiny.n_encoder or tiny.n_layer)
     writer.add_context_length(N_CTX)
     writer.add_embedding_length(tiny.n_embd)
     writer.add_feed_forward_length(tiny.n_ff)
@@ -259,6 +313,10 @@ def write(
         writer.add_interleave_moe_layer_step(tiny.expert_step)
         writer.add_uint32("llama4.attention.chunk_size", tiny.chunk)
         writer.add_uint32("llama4.attention.temperature_length", tiny.temperature_length)
+    if tiny.n_encoder:
+        writer.add_decoder_block_count(tiny.n_layer)
+        writer.add_relative_attn_buckets_count(tiny.n_bucket)
+        writer.add_decoder_start_token_id(START_TOKEN)
     add_vocabulary(writer, tiny.n_vocab)
     every = dict(tensors)
     if tiny.llama3_factor > 0:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from kernels.backend import Backend
 from kernels.dtype import DType
-from kernels.memory import Bytes, Memory
+from kernels.memory import Bytes, HostMemory, Memory, host_array
 from kernels.ops.attention import Attention, StoreKV
 from kernels.ops.copy import Copy
 from kernels.ops.op import F32, Array
@@ -285,3 +285,27 @@ def test_shapes_that_do_not_fit_are_refused_while_building() -> None:
     x = g.rows(g.weight("embed", (4, 8), DType.F32), g.input("tokens", (N_TOKENS,)))
     with pytest.raises(ShapeError, match="matmul"):
         g.matmul(x, g.weight("w", (4, 9), DType.F32))
+
+
+def test_a_constant_is_there_in_each_run_though_its_bytes_are_used_again() -> None:
+    g = ProgramBuilder(0)
+    ids = g.constant("ids", np.array([2, 0], np.int32))
+    table = g.weight("embed", (3, 4), DType.F32)
+    x = g.rows(g.rows(table, ids), g.input("outputs", (N_OUTPUTS,)))
+    g.output("logits", x)
+    host = ReferenceBackend("cpu")
+    made = plan(g.build(), Placement(("cpu",), "cpu"), {"cpu": host}, {"n_outputs": 2})
+    graph = host.allocate(made.graph_bytes["cpu"], "graph").memory
+    rows = np.arange(12, dtype=np.float32).reshape(3, 4)
+    executable = made.bind(
+        {"cpu": host}, {"cpu": graph}, {("embed", "cpu"): HostMemory(rows.view(np.uint8).reshape(-1))}, {}
+    )
+    for _ in range(2):
+        got = executable.run({"outputs": np.array([1, 0], np.int32)})["logits"]
+        np.testing.assert_array_equal(got, rows[[0, 2]])
+        host_array(graph)[:] = 255
+
+
+def test_a_constant_is_of_whole_numbers() -> None:
+    with pytest.raises(ShapeError, match="constant ids is of float32, not int32"):
+        ProgramBuilder(0).constant("ids", np.zeros(2, np.float32))

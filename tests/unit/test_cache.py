@@ -228,11 +228,12 @@ def test_a_model_has_window_pages_for_all_its_sequences_and_no_more_than_cells()
 
 
 def test_a_chunk_has_the_pages_of_a_window_as_wide() -> None:
-    def shape(**width: int) -> CacheShape:
-        widths = {"window": 0, "chunk": 0, **width}
-        return cache_shape(4096, DType.F16, is_recurrent=False, n_parallel=3, n_batch=512, **widths)
+    def shape(window: int, chunk: int) -> CacheShape:
+        return cache_shape(
+            4096, DType.F16, window=window, chunk=chunk, is_recurrent=False, n_parallel=3, n_batch=512
+        )
 
-    assert shape(chunk=8192).n_window_cells == shape(window=8192).n_window_cells > 0
+    assert shape(0, 8192).n_window_cells == shape(8192, 0).n_window_cells > 0
 
 
 class Lives(RuleBasedStateMachine):

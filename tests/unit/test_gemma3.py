@@ -8,7 +8,8 @@ import pytest
 from actors.errors import ModelError, Unsupported
 from actors.runner.cache.shape import CacheShape
 from actors.runner.gguf.reader import GGUFFile
-from actors.runner.models.families import build_program, family_of, read_hparams
+from actors.runner.models.families import build_program, read_hparams
+from actors.runner.models.gemma3 import ROPE_STYLE, read_rotations
 from actors.runner.models.hparams import Hparams
 from kernels.dtype import DType
 from kernels.ops.attention import Attention, StoreKV
@@ -98,8 +99,7 @@ def test_queries_are_scaled_by_head_dim_but_in_the_27b_by_the_width_per_head() -
 
 def rotations(file: GGUFFile) -> list[Rotation | None]:
     hparams: Hparams = read_hparams(file)
-    family = family_of("gemma3")
-    return list(family.read_rotations(file, hparams, family.rope_style))
+    return list(read_rotations(file, hparams, ROPE_STYLE))
 
 
 def turning(base: float, factor: float = 1.0) -> Rotation:

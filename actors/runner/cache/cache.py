@@ -1,8 +1,10 @@
 """The cache of one model: who holds what, for every kind of layer the model has.
 
 Layers that see all have pages, those that look back a window or into their chunk have pages of their own
-(`pages`), recurrent ones have rows (`rows`).  A sequence's slot holds its part of each; its logical history
-is kept by the engine.  A new sequence goes on after the longest prefix that every kind knows.
+(`pages`), recurrent ones have rows (`rows`).  Behind an encoder a decoder's layers have pages for the prompt,
+which hold what the encoder made of it, and then others for the decoder's inputs.  A sequence's slot holds its
+part of each; its logical history is kept by the engine.  A new sequence goes on after the longest prefix that
+every kind knows.
 
 Nothing here touches device memory: programs read and write through the index arrays made from slots.
 """
@@ -28,6 +30,19 @@ class Slot:
     n_cells: int = 0  # inputs that are computed
     digests: list[bytes] = field(default_factory=list[bytes])  # of each full page, in order
     tail: list[int] = field(default_factory=list[int])  # tokens of the page that is not full yet
+    n_source: int = 0  # inputs at the beginning that an encoder reads, all of them in one batch
+    n_padded: int = 0  # cells for them: whole pages, of the last one only as many are used
+    root: bytes = b""  # names what every page depends on: those inputs, which see one another
+
+    @property
+    def n_to_encode(self) -> int:
+        """Of the next inputs those that an encoder reads, and what fills their last page."""
+        return max(0, self.n_padded - self.n_cells)
+
+    @property
+    def n_computed(self) -> int:
+        """Inputs that are computed, without what fills a page."""
+        return self.n_cells - (self.n_padded - self.n_source if self.n_cells else 0)
 
 
 class Cache:
@@ -39,6 +54,7 @@ class Cache:
         n_window_pages, window, chunk = shape.n_window_cells // size, shape.window, shape.chunk
         self.window = Pages(n_window_pages, size, window, chunk) if n_window_pages else None
         self.rows = Rows(shape.n_rows, size) if shape.n_rows else None
+        self.has_encoder = shape.n_source_cells > 0
 
     @property
     def n_pages(self) -> int:
@@ -71,19 +87,24 @@ class Cache:
             n_room = min(n_room, self.window.n_room(slot.window))
         return n_room - slot.n_cells
 
-    def open(self, tokens: Sequence[int], groups: Groups = NO_GROUPS) -> Slot:
+    def open(self, tokens: Sequence[int], groups: Groups = NO_GROUPS, n_source: int = 0) -> Slot:
         """A slot that already holds the longest known prefix of whole pages, short of the last token.
 
         The last token is always left to compute, for its logits are wanted; of a group nothing or all of it.
+        n_source: tokens at the beginning that an encoder reads; tokens that fill their last page follow them,
+        and the groups have both as one.
         """
+        root = _digest(b"source", tokens[:n_source]) if n_source else b""
         digests: list[bytes] = []
         for start in range(0, len(tokens) - self.page_size, self.page_size):
-            digest = _digest(digests[-1] if digests else b"", tokens[start : start + self.page_size])
+            digest = _digest(digests[-1] if digests else root, tokens[start : start + self.page_size])
             if self.pages.pool.find(digest) is None:
                 break
             digests.append(digest)
         digests = digests[: self._n_known(digests, groups)]
-        slot = Slot(n_cells=len(digests) * self.page_size, digests=digests)
+        n_padded = -(-n_source // self.page_size) * self.page_size
+        n_cells = len(digests) * self.page_size
+        slot = Slot(n_cells=n_cells, digests=digests, n_source=n_source, n_padded=n_padded, root=root)
         self.pages.open(slot.table, digests)
         if self.window is not None:
             self.window.open(slot.window, digests)
@@ -116,7 +137,7 @@ class Cache:
         slot.tail.extend(tokens)
         while len(slot.tail) >= self.page_size:
             full, slot.tail = slot.tail[: self.page_size], slot.tail[self.page_size :]
-            digest = _digest(slot.digests[-1] if slot.digests else b"", full)
+            digest = _digest(slot.digests[-1] if slot.digests else slot.root, full)
             index = len(slot.digests)
             slot.digests.append(digest)
             # where an equal page is known already, this one stays private

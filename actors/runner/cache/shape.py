@@ -20,6 +20,7 @@ class CacheShape:
     window: int = 0  # the widest: cells before a row's own
     chunk: int = 0  # the widest, in place of a window
     n_rows: int = 0  # of recurrent state
+    n_source_cells: int = 0  # of an encoder's layers, for the prompts of one batch
 
 
 def cache_shape(
@@ -31,6 +32,7 @@ def cache_shape(
     n_parallel: int,
     n_batch: int,
     chunk: int = 0,
+    has_encoder: bool = False,
 ) -> CacheShape:
     """Of a model whose sequences share n_pages.
 
@@ -50,4 +52,5 @@ def cache_shape(
         window=window,
         chunk=chunk,
         n_rows=n_rows_of(n_parallel) if is_recurrent else 0,
+        n_source_cells=-(-n_batch // PAGE_SIZE) * PAGE_SIZE if has_encoder else 0,
     )

@@ -15,7 +15,7 @@ from actors.runner import _native
 from actors.runner.gguf.reader import GGUFFile
 from kernels.ops.experts import MAX_EXPERTS
 
-FAMILIES = ("llama", "qwen2", "qwen3", "gemma3", "lfm2", "qwen3moe", "llama4")
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma3", "lfm2", "qwen3moe", "llama4", "t5")
 WITH_EXPERTS = ("qwen3moe", "llama4")
 # Bounds a few times above the largest model known, so that products of sizes stay far below 2^63.
 MAX_LAYERS = 1024
@@ -92,6 +92,7 @@ def _bounded(file: GGUFFile, key: str, limit: int, default: int | None = None) -
 def _check_sizes(file: GGUFFile, arch: str) -> int:
     """Layers, widths, heads and context; gives head_dim."""
     n_layer = _bounded(file, f"{arch}.block_count", MAX_LAYERS)
+    _bounded(file, f"{arch}.decoder_block_count", MAX_LAYERS, n_layer)
     _bounded(file, f"{arch}.context_length", MAX_CTX)
     _bounded(file, f"{arch}.feed_forward_length", MAX_FF)
     n_embd = _bounded(file, f"{arch}.embedding_length", MAX_EMBD)

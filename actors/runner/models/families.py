@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from actors.errors import Unsupported
 from actors.runner.cache.shape import CacheShape
 from actors.runner.gguf.reader import GGUFFile
-from actors.runner.models import gemma3, lfm2, llama, llama4, qwen2, qwen3, qwen3moe
+from actors.runner.models import gemma3, lfm2, llama, llama4, qwen2, qwen3, qwen3moe, t5
 from actors.runner.models.decoder import Parts, build
 from actors.runner.models.hparams import Hparams, read_sizes
 from actors.runner.models.rope import read_base, read_rotation
@@ -20,42 +21,66 @@ def read_one_rotation(file: GGUFFile, hparams: Hparams, style: RopeStyle) -> Seq
     return (read_rotation(file, hparams, style, base),) * hparams.n_layer
 
 
+RotationsReader = Callable[[GGUFFile, Hparams, RopeStyle], Sequence[Rotation | None]]
+
+
+def build_decoder(
+    parts: Parts,
+    rope_style: RopeStyle,
+    read_rotations: RotationsReader,
+    file: GGUFFile,
+    hparams: Hparams,
+    cache: CacheShape,
+) -> Program:
+    """See `decoder.build`."""
+    return build(file, hparams, cache, read_rotations(file, hparams, rope_style), parts)
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """What distinguishes one family from another."""
 
-    parts: Parts
-    rope_style: RopeStyle
-    read_hparams: Callable[[GGUFFile], Hparams] = read_sizes
-    read_rotations: Callable[[GGUFFile, Hparams, RopeStyle], Sequence[Rotation | None]] = read_one_rotation
+    build: Callable[[GGUFFile, Hparams, CacheShape], Program]
+    read_hparams: Callable[[GGUFFile], Hparams]
+
+
+def decoder(
+    parts: Parts,
+    rope_style: RopeStyle,
+    read_hparams: Callable[[GGUFFile], Hparams] = read_sizes,
+    read_rotations: RotationsReader = read_one_rotation,
+) -> Family:
+    """A family of decoders."""
+    return Family(partial(build_decoder, parts, rope_style, read_rotations), read_hparams)
 
 
 FAMILIES: Mapping[str, Family] = {
-    "llama": Family(Parts(llama.LlamaAttention), llama.ROPE_STYLE),
-    "qwen2": Family(Parts(qwen2.Qwen2Attention), qwen2.ROPE_STYLE),
-    "qwen3": Family(Parts(qwen3.Qwen3Attention), qwen3.ROPE_STYLE),
-    "gemma3": Family(
+    "llama": decoder(Parts(llama.LlamaAttention), llama.ROPE_STYLE),
+    "qwen2": decoder(Parts(qwen2.Qwen2Attention), qwen2.ROPE_STYLE),
+    "qwen3": decoder(Parts(qwen3.Qwen3Attention), qwen3.ROPE_STYLE),
+    "gemma3": decoder(
         Parts(gemma3.Gemma3Attention, gemma3.Gemma3FeedForward),
         gemma3.ROPE_STYLE,
         gemma3.read_hparams,
         gemma3.read_rotations,
     ),
-    "lfm2": Family(
+    "lfm2": decoder(
         Parts(qwen3.Qwen3Attention, recurrent=lfm2.ShortConv, head=lfm2.Lfm2Head),
         lfm2.ROPE_STYLE,
         lfm2.read_hparams,
     ),
-    "qwen3moe": Family(
+    "qwen3moe": decoder(
         Parts(qwen3.Qwen3Attention, experts=qwen3moe.Qwen3MoeExperts),
         qwen3moe.ROPE_STYLE,
         qwen3moe.read_hparams,
     ),
-    "llama4": Family(
+    "llama4": decoder(
         Parts(llama4.Llama4Attention, experts=llama4.Llama4Experts),
         llama4.ROPE_STYLE,
         llama4.read_hparams,
         llama4.read_rotations,
     ),
+    "t5": Family(t5.build, t5.read_hparams),
 }
 
 
@@ -78,6 +103,4 @@ def read_hparams(file: GGUFFile) -> Hparams:
 
 def build_program(file: GGUFFile, hparams: Hparams, cache: CacheShape) -> Program:
     """The program of any supported model file."""
-    family = family_of(hparams.arch)
-    rotations = family.read_rotations(file, hparams, family.rope_style)
-    return build(file, hparams, cache, rotations, family.parts)
+    return family_of(hparams.arch).build(file, hparams, cache)

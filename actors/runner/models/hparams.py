@@ -37,6 +37,9 @@ class Hparams:
     is_unit_normed: bool = False  # queries and keys, without weights
     temperature: float = 0.0  # of queries in layers without rope, see `kernels.ops.attention`
     temperature_length: int = 0  # 0: they are as they are
+    n_encoder: int = 0  # layers of an encoder, which come first
+    n_bucket: int = 0  # of distances with a bias of their own
+    start_token: int = -1  # what a decoder behind an encoder begins with
 
     @property
     def q_width(self) -> int:
