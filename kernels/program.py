@@ -48,6 +48,12 @@ class Program:
     states: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
 
+    @property
+    def symbols(self) -> frozenset[str]:
+        """The names of all that sizes depend on."""
+        dims = (dim for tensor in self.inputs.values() for dim in tensor.shape)
+        return frozenset(dim.name for dim in dims if isinstance(dim, Sym))
+
     def without(self, rows: Sym) -> "Program":
         """What is left when there are none of these rows: the ops on other rows, as far as outputs need them.
 

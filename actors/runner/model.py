@@ -8,7 +8,7 @@ page cache, where the kernels use it in place), `close` gives everything back.
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Final
@@ -35,9 +35,9 @@ from kernels.dtype import DType
 from kernels.executable import Executable
 from kernels.memory import Memory, OutOfMemory
 from kernels.ops.experts import ExpertMatmul
-from kernels.plan import Placement, Plan, PlanError, plans, streamable
+from kernels.plan import NOT_STREAMED, Placement, Plan, PlanError, plans, streamable
 from kernels.program import Program, ShapeError
-from kernels.tensor import N_OUTPUTS, N_PAGES, N_SEQS, N_SOURCE, N_SOURCE_PAGES, N_TOKENS, Sym
+from kernels.tensor import N_OUTPUTS, N_PAGES, N_SEQS, N_SOURCE, N_SOURCE_PAGES, N_TOKENS
 
 DEFAULT_N_CTX = 4096
 DEFAULT_N_BATCH = 512
@@ -286,23 +286,19 @@ class Model:
     def _made_plans(self, program: Program) -> list[Plan]:
         """The smaller one first: decoding reuses memory that stays in the processor's cache.
 
-        Of an encoder only the largest has anything.
+        An encoder's part is only in the largest: it runs where a prompt begins.
         """
-        *few, most = [self._bounds(n) for n in self._buckets()]
+        *few, most = self._buckets()
         if not self.hparams.n_encoder:
-            return plans(program, self._placement, self._backends, [*few, most])
-        answering = program.without(N_SOURCE)
-        known = {
-            symbol.name
-            for tensor in answering.inputs.values()
-            for symbol in tensor.shape
-            if isinstance(symbol, Sym)
-        }
-        few = [{name: n for name, n in bounds.items() if name in known} for bounds in few]
-        return [
-            *plans(answering, self._placement, self._backends, few),
-            *plans(program, self._placement, self._backends, [most]),
-        ]
+            return self._plans_of(program, [*few, most])
+        return [*self._plans_of(program.without(N_SOURCE), few), *self._plans_of(program, [most])]
+
+    def _plans_of(
+        self, program: Program, rows: Sequence[int], streamed: Mapping[int, str] = NOT_STREAMED
+    ) -> list[Plan]:
+        """A plan for each of these numbers of rows."""
+        bounds = [self._bounds(program, n) for n in rows]
+        return plans(program, self._placement, self._backends, bounds, streamed)
 
     def _planned_streaming(self, program: Program) -> Plan | None:
         """A plan that streams, where that may be faster for some batch.
@@ -317,8 +313,7 @@ class Model:
         has_experts = any(isinstance(op, ExpertMatmul) and op.layer in streamed for op in program.ops)
         if has_experts and not self._stream_from:
             return None
-        bounds = [self._bounds(self.n_batch)]
-        return plans(program, self._placement, self._backends, bounds, streamed)[0]
+        return self._plans_of(program, [self.n_batch], streamed)[0]
 
     def _bind(self) -> None:
         memory = self._allocation
@@ -366,17 +361,17 @@ class Model:
         """Rows of each plan: a decode batch, a full prompt batch."""
         return sorted({self.n_parallel, self.n_batch})
 
-    def _bounds(self, n_tokens: int) -> dict[str, int]:
+    def _bounds(self, program: Program, n_tokens: int) -> dict[str, int]:
         pages = -(-self.n_ctx // self.page_size)
         bounds = {
-            N_TOKENS.name: n_tokens,
-            N_OUTPUTS.name: min(self.n_parallel + N_DRAFT_ROWS, n_tokens),
-            N_SEQS.name: min(self.n_parallel, n_tokens),
-            N_PAGES.name: pages,
+            N_TOKENS: n_tokens,
+            N_OUTPUTS: min(self.n_parallel + N_DRAFT_ROWS, n_tokens),
+            N_SEQS: min(self.n_parallel, n_tokens),
+            N_PAGES: pages,
+            N_SOURCE: n_tokens,
+            N_SOURCE_PAGES: pages,
         }
-        if self.hparams.n_encoder:
-            bounds |= {N_SOURCE.name: n_tokens, N_SOURCE_PAGES.name: pages}
-        return bounds
+        return {symbol.name: n for symbol, n in bounds.items() if symbol.name in program.symbols}
 
 
 def _run(segment: Segment, backend: Backend, n_rows: int) -> None:
