@@ -37,10 +37,7 @@ def refusal_of(op: Op, *, max_taps: int) -> str | None:
             return None if n_taps <= max_taps else f"{n_taps} taps are over {max_taps}"
         case Route():
             return None if op.n_expert <= MAX_EXPERTS else f"{op.n_expert} experts are over {MAX_EXPERTS}"
-        case Gate():
-            is_known = op.up is not None and op.activation != "relu"
-            return None if is_known else f"no kernel for {op.activation} without a gate"
-        case RmsNorm() | Rope() | SoftCap() | SlotSum():
+        case RmsNorm() | Rope() | Gate() | SoftCap() | SlotSum():
             return None
         case _:
             return f"no kernel for {type(op).__name__}"
@@ -53,8 +50,6 @@ def _refusal_of_cache(op: StoreKV | Attention) -> str | None:
 
 
 def _refusal_of_mask(op: Attention) -> str | None:
-    if op.bias is not None:
-        return "no kernel adds a bias to scores"
     for name, width in (("window", op.window), ("chunk", op.chunk)):
         if not 0 <= width <= MAX_WIDTH:
             return f"a {name} of {width} cells is outside 0..{MAX_WIDTH}"

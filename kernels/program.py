@@ -220,6 +220,7 @@ class ProgramBuilder:
         _expect((bias is None) == (positions is None), f"a bias {bias} needs positions, {positions}")
         if bias is not None:
             _expect_bias(bias, q.width // head_dim, softcap)
+            _expect(positions is not None and positions.shape == q.shape[:1], f"{positions} of {q}")
         out = self._value("attention", q.shape)
         op = Attention(
             self._layer,

@@ -24,7 +24,14 @@ def available_isas() -> list[str]: ...
 def matmul_scratch(n: int) -> int: ...
 def order_words(n_expert: int, n_slots: int) -> int: ...
 def attention_workspace_bytes(
-    *, cache: Cache, n_group: int, max_rows: int, max_cells: int, n_threads: int
+    *,
+    cache: Cache,
+    n_group: int,
+    max_rows: int,
+    max_cells: int,
+    has_bias: bool,
+    reach: int,
+    n_threads: int,
 ) -> int: ...
 def allocate(n_bytes: int) -> Bytes | None: ...
 def dequantize(isa: str, raw: Bytes, dtype: int, n: int) -> F32: ...
@@ -121,11 +128,14 @@ class Segment:
         softcap: float,
         temperature: float,
         temperature_length: int,
+        bias: int,
+        positions: int,
+        reach: int,
         max_rows: int,
         n: int,
         n_pages: int,
     ) -> None: ...
-    def add_gate(self, *, gate: int, up: int, out: int, is_gelu: bool, width: int, n: int) -> None: ...
+    def add_gate(self, *, gate: int, up: int, out: int, activation: int, width: int, n: int) -> None: ...
     def add_short_conv(
         self,
         *,

@@ -93,7 +93,8 @@ class CpuBackend(HostBackend):
         Attention takes for each thread two rows per query it works on (96 queries, or those of one row where
         that is more) and 32 cells of keys and values as floats: 104 KiB with heads of 64. Where rows are few,
         each chunk of 512 cells of the longest context has a result of its own, for 4 rows and key/value heads
-        a thread at most: 256 KiB with 32 heads of 64, 2 threads and 16k cells.
+        a thread at most: 256 KiB with 32 heads of 64, 2 threads and 16k cells. A bias takes for each
+        thread a float for each distance and query head of a group.
         """
         match op:
             case Matmul():
@@ -110,6 +111,8 @@ class CpuBackend(HostBackend):
                     n_group=n_group,
                     max_rows=value_of(op.q.shape[0], bounds),
                     max_cells=value_of(op.tables.shape[1], bounds) * op.page_size,
+                    has_bias=op.bias is not None,
+                    reach=op.reach,
                     n_threads=self.n_threads,
                 )
             case _:

@@ -156,6 +156,13 @@ struct Temperature {
     int64_t length;
 };
 
+// Head h adds table[clamp(cell - position, -reach, reach) + reach, h] to a row's score of a cell.
+struct Bias {
+    const uint8_t* table;      // [2 * reach + 1, n_head] f32, or null
+    const int32_t* positions;  // [n]
+    int64_t reach;
+};
+
 struct AttentionArgs {
     const float* q;
     const uint8_t *k_state, *v_state;
@@ -166,6 +173,7 @@ struct AttentionArgs {
     Mask mask;
     float scale, softcap;
     Temperature temperature;
+    Bias bias;
 
     constexpr int64_t n_group() const { return n_head / cache.n_kv; }
 };
@@ -178,22 +186,25 @@ constexpr int64_t kAttentionQueries = 96;
 
 constexpr int64_t whole_vectors(int64_t n) { return (n + 15) / 16 * 16; }
 
-// Rows of one sequence, each seeing one cell more than the one before, at one key/value head.
+// Rows of one sequence at one key/value head: all see as many cells, or each sees one more than the one before.
 struct AttentionItem {
     int64_t row, n_rows, kv;
     int64_t chunk;   // the only one to work on, or -1
     float* partial;  // of that chunk
 };
 
-// Floats that n_queries queries need while they are worked on, on one thread.
-constexpr int64_t attention_scratch(const CacheShape& cache, int64_t n_queries) {
+// Floats that a head's bias needs there: one for each distance, and a step's at either end.
+constexpr int64_t bias_floats(int64_t reach) { return 2 * (reach + kAttentionStep); }
+
+// Floats that n_queries queries need while they are worked on, on one thread; n_bias: for biases.
+constexpr int64_t attention_scratch(const CacheShape& cache, int64_t n_queries, int64_t n_bias) {
     const int64_t padded = whole_vectors(cache.head_dim);
     const int64_t spare = 12;  // queries: tiles are whole
     const int64_t queries = n_queries * (2 * padded + kAttentionStep + 20) + spare * (padded + kAttentionStep);
     const int64_t quantized =
         cache.dtype == DType::Q8_0 ? n_queries * (padded / 4 + padded / 32 + kAttentionStep + 1) : 0;
     // keys and values of one step as floats, and their bytes gathered where pages do not hold whole steps
-    return whole_vectors(queries) + whole_vectors(quantized) + 4 * kAttentionStep * padded;
+    return whole_vectors(queries) + whole_vectors(quantized) + 4 * kAttentionStep * padded + whole_vectors(n_bias);
 }
 
 // Floats of one chunk's result: for each query of the group its values, their scale's exponent, and their weight.
@@ -211,10 +222,12 @@ struct ConvArgs {
     int64_t n, width, n_taps;
 };
 
+enum class Activation : int { Silu, Gelu, Relu };
+
 struct GateArgs {
-    const float *gate, *up;
+    const float *gate, *up;  // up: or null
     float* out;
-    bool is_gelu;
+    Activation activation;
 };
 
 enum class Gating : int { Softmax, ChosenSoftmax, Sigmoid };

@@ -124,10 +124,16 @@ int64_t item_queries(int64_t n_group, int64_t n_rows) {
     return std::max(n_group, std::min(kAttentionQueries / n_group, n_rows) * n_group);
 }
 
+// Of scratch.
+int64_t thread_floats(const CacheShape& cache, int64_t n_group, int64_t max_rows, bool has_bias, int64_t reach) {
+    return attention_scratch(cache, item_queries(n_group, max_rows), has_bias ? n_group * bias_floats(reach) : 0);
+}
+
 void add_attention(Segment& s, Address q, Address k_state, Address v_state, Address tables, Address rows,
                    Address n_visible, Address out, Address workspace, int64_t n_head, const CacheIn& cache,
                    int64_t window, int64_t chunk, float scale, float softcap, float temperature,
-                   int64_t temperature_length, int64_t max_rows, Dim n, Dim n_pages) {
+                   int64_t temperature_length, Address bias, Address positions, int64_t reach, int64_t max_rows, Dim n,
+                   Dim n_pages) {
     auto step = std::make_unique<AttentionStep>();
     step->args = {at<float>(q),
                   at<uint8_t>(k_state),
@@ -142,9 +148,10 @@ void add_attention(Segment& s, Address q, Address k_state, Address v_state, Addr
                   {window, chunk},
                   scale,
                   softcap,
-                  {temperature, temperature_length}};
+                  {temperature, temperature_length},
+                  {at<uint8_t>(bias), at<int32_t>(positions), reach}};
     step->max_queries = item_queries(step->args.n_group(), max_rows);
-    step->thread_floats = attention_scratch(step->args.cache, step->max_queries);
+    step->thread_floats = thread_floats(step->args.cache, step->args.n_group(), max_rows, bias != 0, reach);
     step->scratch = at<float>(workspace);
     step->partials = step->scratch + s.n_threads() * step->thread_floats;
     step->n = n;
@@ -153,16 +160,16 @@ void add_attention(Segment& s, Address q, Address k_state, Address v_state, Addr
 }
 
 int64_t attention_workspace_bytes(const CacheIn& cache, int64_t n_group, int64_t max_rows, int64_t max_cells,
-                                  int64_t n_threads) {
+                                  bool has_bias, int64_t reach, int64_t n_threads) {
     const CacheShape shape = cache_of(cache);
-    const int64_t floats = n_threads * attention_scratch(shape, item_queries(n_group, max_rows)) +
+    const int64_t floats = n_threads * thread_floats(shape, n_group, max_rows, has_bias, reach) +
                            AttentionStep::partial_floats(shape, n_group, max_rows, max_cells, n_threads);
     return floats * static_cast<int64_t>(sizeof(float));
 }
 
-void add_gate(Segment& s, Address gate, Address up, Address out, bool is_gelu, int64_t width, Dim n) {
+void add_gate(Segment& s, Address gate, Address up, Address out, int activation, int64_t width, Dim n) {
     auto step = std::make_unique<GateStep>();
-    step->args = {at<float>(gate), at<float>(up), at<float>(out), is_gelu};
+    step->args = {at<float>(gate), at<float>(up), at<float>(out), static_cast<Activation>(activation)};
     step->width = width;
     step->n = n;
     s.add(std::move(step));
@@ -346,7 +353,7 @@ NB_MODULE(_cpu, m) {
     m.def("matmul_scratch", &matmul_scratch, "n"_a);
     m.def("order_words", &ExpertStep::order_words, "n_expert"_a, "n_slots"_a);
     m.def("attention_workspace_bytes", &attention_workspace_bytes, nb::kw_only(), "cache"_a, "n_group"_a, "max_rows"_a,
-          "max_cells"_a, "n_threads"_a);
+          "max_cells"_a, "has_bias"_a, "reach"_a, "n_threads"_a);
     m.def("allocate", &allocate, "n_bytes"_a);
     m.def("dequantize", &dequantize, "isa"_a, "raw"_a, "dtype"_a, "n"_a);
 
@@ -373,8 +380,9 @@ NB_MODULE(_cpu, m) {
              "v_state"_a, "cache"_a, "rotation"_a, "n"_a)
         .def("add_attention", &add_attention, nb::kw_only(), "q"_a, "k_state"_a, "v_state"_a, "tables"_a, "rows"_a,
              "n_visible"_a, "out"_a, "workspace"_a, "n_head"_a, "cache"_a, "window"_a, "chunk"_a, "scale"_a,
-             "softcap"_a, "temperature"_a, "temperature_length"_a, "max_rows"_a, "n"_a, "n_pages"_a)
-        .def("add_gate", &add_gate, nb::kw_only(), "gate"_a, "up"_a, "out"_a, "is_gelu"_a, "width"_a, "n"_a)
+             "softcap"_a, "temperature"_a, "temperature_length"_a, "bias"_a, "positions"_a, "reach"_a, "max_rows"_a,
+             "n"_a, "n_pages"_a)
+        .def("add_gate", &add_gate, nb::kw_only(), "gate"_a, "up"_a, "out"_a, "activation"_a, "width"_a, "n"_a)
         .def("add_short_conv", &add_short_conv, nb::kw_only(), "x"_a, "weight"_a, "state"_a, "rows"_a, "sources"_a,
              "targets"_a, "out"_a, "width"_a, "n_taps"_a, "n"_a)
         .def("add_softcap", &add_softcap, nb::kw_only(), "x"_a, "out"_a, "cap"_a, "width"_a, "n"_a)

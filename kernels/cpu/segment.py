@@ -9,7 +9,7 @@ from kernels.memory import host_array
 from kernels.ops.attention import Attention, StoreKV
 from kernels.ops.conv import ShortConv
 from kernels.ops.experts import GATINGS, ExpertMatmul, Route, SlotSum
-from kernels.ops.gate import Gate
+from kernels.ops.gate import ACTIVATIONS, Gate
 from kernels.ops.matmul import Matmul
 from kernels.ops.norm import RmsNorm
 from kernels.ops.op import Op
@@ -19,6 +19,7 @@ from kernels.ops.softcap import SoftCap
 from kernels.tensor import Bounds, Dim, Role, Sym, Tensor, value_of
 
 ABSENT = 0
+MAX_POSITION = 1 << 30  # of a row with a bias: a kernel subtracts it from a cell without looking
 WORD_BYTES = 4
 VECTOR_BYTES = 64
 
@@ -175,6 +176,8 @@ class SegmentBuilder:
 
     def _attention(self, op: Attention) -> None:
         self._check_tables(op)
+        if op.positions is not None:
+            self._check_index(op.positions, MAX_POSITION)
         self.segment.add_attention(
             q=self._f32(op.q),
             k_state=self._read(op.k_state),
@@ -192,6 +195,9 @@ class SegmentBuilder:
             softcap=op.softcap,
             temperature=op.temperature,
             temperature_length=op.temperature_length,
+            bias=self._optional(op.bias),
+            positions=ABSENT if op.positions is None else self._index(op.positions),
+            reach=op.reach,
             max_rows=value_of(op.q.shape[0], self._binding.bounds),
             n=self._dim(op.q.shape[0]),
             n_pages=self._dim(op.tables.shape[1]),
@@ -215,12 +221,11 @@ class SegmentBuilder:
         )
 
     def _gate(self, op: Gate) -> None:
-        assert op.up is not None, "refused"
         self.segment.add_gate(
             gate=self._f32(op.gate),
-            up=self._f32(op.up),
+            up=self._optional(op.up),
             out=self._write(op.out),
-            is_gelu=op.activation == "gelu",
+            activation=ACTIVATIONS.index(op.activation),
             width=op.gate.width,
             n=self._dim(op.gate.shape[0]),
         )

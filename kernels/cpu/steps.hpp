@@ -248,6 +248,17 @@ struct AttentionStep final : Step {
 private:
     static constexpr int64_t kItemsPerThread = 4;
 
+    // Of the item that begins with a row, see AttentionItem.
+    static int64_t end_of_item(const AttentionArgs& now, int64_t row, int64_t limit) {
+        int64_t next = row + 1, step = -1;
+        for (; next < limit && now.rows[next] == now.rows[row]; next++) {
+            const int64_t more = now.n_visible[next] - now.n_visible[next - 1];
+            if (step == -1) step = more;
+            if (more != step || more < 0 || more > 1) break;
+        }
+        return next;
+    }
+
     void run_chunks(const Kernels& kernels, const AttentionArgs& now, int64_t n_rows, int64_t n_chunks, int phase,
                     const PoolThread& thread) const {
         const int64_t n_kv = now.cache.n_kv, chunk_floats = attention_partial(now.n_group(), now.cache.head_dim);
@@ -274,9 +285,7 @@ private:
         const int64_t max_rows = std::max<int64_t>(1, max_queries / now.n_group());
         int64_t count = 0, taken = thread.take();
         for (int64_t row = 0, next; row < n_rows; row = next) {
-            for (next = row + 1; next < n_rows && next < row + max_rows; next++) {
-                if (now.rows[next] != now.rows[row] || now.n_visible[next] != now.n_visible[next - 1] + 1) break;
-            }
+            next = end_of_item(now, row, std::min(n_rows, row + max_rows));
             for (int64_t kv = 0; kv < now.cache.n_kv; kv++) {
                 if (count++ != taken) continue;
                 kernels.attention(now, {row, next - row, kv, -1, nullptr}, scratch + thread.index * thread_floats);

@@ -17,8 +17,10 @@ from kernels.cuda.launches import (
     dims_of,
     end_of,
     launch,
+    optional,
     up,
 )
+from kernels.cuda.sources import BIASED
 from kernels.dtype import DType
 from kernels.ops.attention import Attention
 from kernels.tensor import Bounds, value_of
@@ -32,6 +34,7 @@ TILED_TYPES = (DType.F16, DType.Q8_0)
 TILED_DIMS = (64, 128, 256)  # of a head, that there is a kernel for
 TILE_CELLS, LINES_PER_WARP, WARPS_OF_TILE = 32, 16, 4  # in the kernels as STEP, LINES
 MAX_HEAD_DIM = 256
+MAX_SHARED_BYTES = 48 << 10  # of a block, that no device has to be asked for
 
 
 def attention(op: Attention, place: Place, values: Bounds, acts: Sequence[Pointer]) -> Sequence[Work]:
@@ -51,6 +54,9 @@ def attention(op: Attention, place: Place, values: Bounds, acts: Sequence[Pointe
         ),
         *map(np.float32, (op.scale, op.softcap, op.temperature)),
         *map(np.int32, (op.temperature_length, piece_cells, n_piece)),
+        optional(place, op.bias),
+        optional(place, op.positions),
+        np.int32(op.reach),
     ]
     sizes = [dim_of(place, op.q.shape[0]), *dims_of(place, op.tables.shape[1])]
     tile_rows = _tile_rows(op, place.bounds)
@@ -76,8 +82,8 @@ def _tile_rows(op: Attention, bounds: Bounds) -> int:
     """Rows of a tile; 0 where a warp for each row and head does it.
 
     That is so in plans of few rows, which are recorded and cut their cells into the more pieces; for caches
-    of f32, whose exactness f16 factors would take; and for heads, pages and groups that the tiles' sixteen
-    dimensions, eight cells and lines do not fit.
+    of f32, whose exactness f16 factors would take; and for heads, pages, groups and biases that the tiles'
+    sixteen dimensions, eight cells, lines and shared memory do not fit.
     """
     n_group = op.q.width // op.k_state.width
     is_tiled = (
@@ -86,6 +92,7 @@ def _tile_rows(op: Attention, bounds: Bounds) -> int:
         and op.head_dim % 16 == 0
         and op.page_size % 8 == 0
         and n_group <= _tile_lines(op)
+        and _tile_bytes(op, WARPS_OF_TILE) <= MAX_SHARED_BYTES
     )
     return min(WARP, _tile_lines(op) // n_group) if is_tiled else 0
 
@@ -110,12 +117,19 @@ def _tiled(
     """n_slot: blocks for the sequences that may be among the `tile_rows` rows of one."""
     n_warps = blocks(tile_rows * op.q.width // op.k_state.width, LINES_PER_WARP) * _warps_per_line(op)
     most = next(dims for dims in TILED_DIMS if op.head_dim <= dims)
-    keys, cells = op.head_dim * (TILE_CELLS + 8), TILE_CELLS * (op.head_dim + 8)
-    shared_bytes = 2 * (keys + cells)
-    if _warps_per_line(op) > 1:
-        shared_bytes += LINES_PER_WARP * n_warps * WARP * 4
     args = [*args, np.int32(tile_rows), np.int32(n_slot), *sizes]
-    return launch(f"tiled_attention_{most}", "", grid, n_warps * WARP, args, shared_bytes)
+    type_name = "" if op.bias is None else BIASED
+    return launch(f"tiled_attention_{most}", type_name, grid, n_warps * WARP, args, _tile_bytes(op, n_warps))
+
+
+def _tile_bytes(op: Attention, n_warps: int) -> int:
+    """Of shared memory: keys and values of a step, scores of parts of heads, biases of a group."""
+    n_bytes = 2 * (op.head_dim * (TILE_CELLS + 8) + TILE_CELLS * (op.head_dim + 8))
+    if _warps_per_line(op) > 1:
+        n_bytes += LINES_PER_WARP * n_warps * WARP * 4
+    if op.bias is not None:
+        n_bytes += op.q.width // op.k_state.width * 2 * (op.reach + TILE_CELLS) * 4
+    return n_bytes
 
 
 def _row_by_row(

@@ -68,8 +68,8 @@ struct Partial {
 
 // Adds 32 cells from `begin` on to a warp's partial result; a lane scores a cell, then sums up dimensions of all.
 __device__ inline void attend(const float* q, u8* k_state, u8* v_state, const int* table, int dtype, int n_kv, int kv,
-                              int head_dim, int page_size, float scale, float softcap, int begin, int start, int stop,
-                              Partial& p, float* values) {
+                              int head_dim, int page_size, float scale, float softcap, const Bias& bias, int row,
+                              int head, int n_head, int begin, int start, int stop, Partial& p, float* values) {
     const int lane = threadIdx.x % WARP, cell = begin + lane, is_seen = cell >= start && cell < stop;
     float score = -INF;
     if (is_seen) {
@@ -85,6 +85,10 @@ __device__ inline void attend(const float* q, u8* k_state, u8* v_state, const in
         }
         score = dot * scale;
         if (softcap > 0.0f) score = softcap * tanhf(score / softcap);
+        if (bias.table != 0) {
+            const int distance = distance_of(cell, bias.positions[row], bias.reach);
+            score += bias.table[(i64)distance * n_head + head];
+        }
     }
     // a NaN is the largest: it must reach the result
     float most = score;
@@ -178,8 +182,8 @@ __device__ inline int is_last(int* arrived, int n_block) {
 KERNEL attention(const float* q, u8* k_state, u8* v_state, const int* tables, const int* rows, const int* n_visible,
                  float* out, float* partials, int* arrived, i8* q8, float* act_scale, i16* act_sums, int dtype,
                  int n_head, int n_kv, int head_dim, int page_size, int window, int chunk, float scale, float softcap,
-                 float temperature, int temperature_length, int piece_cells, int n_piece, int warps_per_head, int n,
-                 int n_pages, const int* dims) {
+                 float temperature, int temperature_length, int piece_cells, int n_piece, const float* bias,
+                 const int* positions, int reach, int warps_per_head, int n, int n_pages, const int* dims) {
     SHARED_BYTES(shared);
     const int row = blockIdx.z, kv = blockIdx.y, piece = blockIdx.x;
     if (row >= dim_of(n, dims)) return;
@@ -205,8 +209,8 @@ KERNEL attention(const float* q, u8* k_state, u8* v_state, const int* tables, co
             __syncwarp();
             const int aligned = (begin > first ? begin : first) / WARP * WARP;
             for (int at = aligned + part * WARP; at < end; at += warps_per_head * WARP) {
-                attend(query, k_state, v_state, table, dtype, n_kv, kv, head_dim, page_size, scale, softcap, at,
-                       begin > first ? begin : first, end, p, values);
+                attend(query, k_state, v_state, table, dtype, n_kv, kv, head_dim, page_size, scale, softcap,
+                       {bias, positions, reach}, row, head, n_head, at, begin > first ? begin : first, end, p, values);
             }
         }
         for (int j = 0; j < MAX_LANES; j++) {

@@ -48,6 +48,19 @@ __device__ inline int first_seen(int stop, int window, int chunk) {
     return by_window > by_chunk ? by_window : by_chunk;
 }
 
+// Head h adds table[distance_of(..), h] to a row's score of a cell; see kernels/ops/attention.py.
+struct Bias {
+    const float* table;    // [2 * reach + 1, n_head], or 0
+    const int* positions;  // [n]
+    int reach;
+};
+
+// Of a cell from a position, as a row of such a table.
+__device__ inline int distance_of(int cell, int position, int reach) {
+    const int distance = cell - position;
+    return (distance < -reach ? -reach : distance > reach ? reach : distance) + reach;
+}
+
 // What the scale of a row's queries is multiplied by; see kernels/ops/attention.py.
 __device__ inline float sharpening(int stop, float temperature, int temperature_length) {
     return temperature_length > 0 ? 1.0f + temperature * logf(1.0f + (float)(stop / temperature_length)) : 1.0f;

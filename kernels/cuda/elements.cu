@@ -5,14 +5,23 @@
 
 // q, scale, sums where a kernel has them: the int8 form of its result as well, where a product reads it next, or none.
 
-// activation(gate) * up; activation(x) = x / (1 + exp(-z)), z = x or, for gelu, sqrt(8 / pi) * (x + 0.044715 x^3).
-KERNEL gate(const float* gate, const float* up, float* out, i8* q, float* scale, i16* sums, int is_gelu, int width,
+#define SILU 0
+#define GELU 1
+#define RELU 2
+
+// max(x, 0), NaN where x is; or x / (1 + exp(-z)), z = x or, for gelu, sqrt(8 / pi) * (x + 0.044715 x^3).
+__device__ inline float activated(float x, int activation) {
+    if (activation == RELU) return x < 0.0f ? 0.0f : x;
+    const float z = activation == GELU ? 1.5957691216f * (x + 0.044715f * x * x * x) : x;
+    return x / (1.0f + expf(-z));
+}
+
+// activation(gate) * up, or activation(gate) where there is no up.
+KERNEL gate(const float* gate, const float* up, float* out, i8* q, float* scale, i16* sums, int activation, int width,
             int n, const int* dims) {
     const i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= (i64)dim_of(n, dims) * width) return;
-    const float x = gate[i];
-    const float z = is_gelu ? 1.5957691216f * (x + 0.044715f * x * x * x) : x;
-    const float value = x / (1.0f + expf(-z)) * up[i];
+    const float factor = up != 0 ? up[i] : 1.0f, value = activated(gate[i], activation) * factor;
     out[i] = value;
     if (q != 0) quantize_group(value, i / GROUP, {q, scale, sums});
 }

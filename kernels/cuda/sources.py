@@ -10,6 +10,7 @@ from kernels.dtype import DType
 FOLDER = Path(__file__).parent
 PLAIN_TYPES = ("F32", "F16", "BF16")
 MODULES = ("elements", "cache", "tiled_attention", "activations", "products")
+BIASED = "BIASED"
 _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
 _KERNEL = re.compile(r"^KERNEL (\w+)\(", re.MULTILINE)
 _MADE = re.compile(r"^(MATVEC|TILED)\((\d+)(?:, \d)*\)$", re.MULTILINE)
@@ -20,11 +21,14 @@ _STEMS = {"MATVEC": "matvec", "TILED": "tiled_attention"}  # of what these macro
 def source_of(module: str, type_name: str = "", *, is_emulated: bool = False) -> str:
     """The text of a module with everything that it includes, the header of a GPU or the emulator's before it.
 
-    type_name: the weights' type, of `products`, or two that share launches, such as "Q4_K+Q6_K".
+    type_name: the weights' type, of `products`, or two that share launches, such as "Q4_K+Q6_K"; BIASED of
+    `tiled_attention` that adds a bias to scores.
     """
     texts = [header_of(is_emulated=is_emulated)]
     texts.append(f"enum {{ {', '.join(f'{dtype.name} = {dtype.ggml_id}' for dtype in DType)} }};")
-    if type_name:
+    if type_name == BIASED:
+        texts.append("#define IS_BIASED 1")
+    elif type_name:
         first, *others = type_name.split("+")
         is_plain = int(first in PLAIN_TYPES)
         texts.append(

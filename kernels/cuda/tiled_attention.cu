@@ -21,12 +21,14 @@
 
 #include "cells.cuh"
 #include "common.cuh"
+#include "staging.cuh"
 
-#define STEP 32                // cells taken at a time, four spans of eight
-#define SPAN 8                 // neighbours in a page: 16 bytes of halves
-#define LINES 16               // of a warp
-#define KEY_STRIDE (STEP + 8)  // halves: the eight rows of a matrix begin in eight different sixteens of banks
+#define LINES 16  // of a warp
 #define LOG2E 1.4426950408889634f
+
+#ifndef IS_BIASED  // sources.py; a module of its own, whose registers the others do not have to spare
+#define IS_BIASED 0
+#endif
 
 // What is asked of the kernel, but for the sequence.
 struct Asked {
@@ -35,31 +37,12 @@ struct Asked {
     int n_head, n_kv, head_dim, window, chunk;
     float scale, softcap, temperature;
     int temperature_length, piece_cells, n_piece;
+    Bias bias;
 };
 
 // Neighbouring rows of one sequence.
 struct Tile {
     int start, n_rows;
-};
-
-// Where a sequence's keys and values are.
-struct Cells {
-    u8 *k_state, *v_state;
-    const int* table;
-    int dtype, n_kv, kv, head_dim, page_size;
-};
-
-// Cells of a page from `in` on: where their head begins in either state, in bytes.
-struct Span {
-    i64 region;
-    int in;
-};
-
-// A step's keys [head_dim, KEY_STRIDE], values [STEP, head_dim + 8], and scores of half the dimensions [16, n_threads].
-struct Staged {
-    u16 *keys, *values;
-    int value_stride;
-    float* scores;
 };
 
 // A warp's lines, and its dimensions of them: n_dims from `from` on.
@@ -102,139 +85,6 @@ __device__ inline int warp_least(int x) {
         x = other < x ? other : x;
     }
     return x;
-}
-
-// Of the step's span lane % 4; pages are not looked up for cells that nobody sees.
-__device__ inline Span span_of(const Cells& cells, int begin, u32 seen) {
-    const int part = threadIdx.x % 4, cell = begin + part * SPAN;
-    const int page = seen >> part * SPAN & 255 ? cells.table[cell / cells.page_size] : 0;
-    const i64 bytes = region_bytes(cells.dtype, cells.page_size, cells.head_dim);
-    return {((i64)page * cells.n_kv + cells.kv) * bytes, cell % cells.page_size};
-}
-
-__device__ inline Span span_at(const Span& mine, int part) {
-    return {__shfl_sync(FULL, mine.region, part), __shfl_sync(FULL, mine.in, part)};
-}
-
-// Keys of the spans that somebody sees, others are 0; cells that nobody sees in such a span may be anything.
-__device__ inline void stage_keys_f16(const Cells& cells, const Span& mine, u32 seen, const Staged& to) {
-    const int part = threadIdx.x % 4, is_seen = (seen >> part * SPAN & 255) != 0;
-    const u16* from = (const u16*)(cells.k_state + mine.region) + mine.in;
-    for (int d = threadIdx.x / 4; d < cells.head_dim; d += blockDim.x / 4) {
-        const int4 eight = is_seen ? *(const int4*)(from + d * cells.page_size) : make_int4(0, 0, 0, 0);
-        *(int4*)(to.keys + d * KEY_STRIDE + part * SPAN) = eight;
-    }
-}
-
-// Four dimensions of four cells at a time, as their levels lie.
-__device__ inline void stage_keys_q8_0(const Cells& cells, const Span& mine, u32 seen, const Staged& to) {
-    const int four = threadIdx.x % 8 * 4, part = four / SPAN, is_seen = (seen >> part * SPAN & 255) != 0;
-    const Span span = span_at(mine, part);
-    const int in = span.in + four % SPAN;
-    const Region r = {cells.k_state + span.region, cells.page_size, cells.head_dim};
-#pragma unroll 1  // registers
-    for (int d = threadIdx.x / 8 * 4; d < cells.head_dim; d += blockDim.x / 8 * 4) {
-        int4 levels = make_int4(0, 0, 0, 0);
-        int2 scales = make_int2(0, 0);
-        if (is_seen) {
-            levels = *(const int4*)(r.at + (d / 4 * r.page_size + in) * 4);
-            scales = *(const int2*)(r.scales() + d / BLOCK * r.page_size + in);
-        }
-        const float s0 = half_to_float((u16)scales.x), s1 = half_to_float((u16)((u32)scales.x >> 16));
-        const float s2 = half_to_float((u16)scales.y), s3 = half_to_float((u16)((u32)scales.y >> 16));
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const u32 low = halves_of((i8)(levels.x >> 8 * i) * s0, (i8)(levels.y >> 8 * i) * s1);
-            const u32 high = halves_of((i8)(levels.z >> 8 * i) * s2, (i8)(levels.w >> 8 * i) * s3);
-            *(int2*)(to.keys + (d + i) * KEY_STRIDE + four) = make_int2((int)low, (int)high);
-        }
-    }
-}
-
-__device__ inline void stage_keys(const Cells& cells, const Span& mine, u32 seen, const Staged& to) {
-    if (cells.dtype == F16) {
-        stage_keys_f16(cells, mine, seen, to);
-    } else {
-        stage_keys_q8_0(cells, mine, seen, to);
-    }
-}
-
-// Two halves, 0 in place of what is not finite; whether there was such a one is added to `is_odd`.
-__device__ inline int finite_of(int pair, int& is_odd) {
-    const int low = (pair & 0x7c00) == 0x7c00, high = (pair & 0x7c000000) == 0x7c000000;
-    is_odd |= low | high;
-    return pair & ((low ? 0 : 0xffff) | (high ? 0 : (int)0xffff0000));
-}
-
-__device__ inline int4 finite_of(int4 eight, int& is_odd) {
-    return make_int4(finite_of(eight.x, is_odd), finite_of(eight.y, is_odd), finite_of(eight.z, is_odd),
-                     finite_of(eight.w, is_odd));
-}
-
-// 16 levels with one scale as halves.
-__device__ inline void halves_of(int4 levels, float scale, int4& first, int4& second) {
-    const int words[4] = {levels.x, levels.y, levels.z, levels.w};
-    u32 halves[8];
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        const int pair = words[i / 2] >> i % 2 * 16;
-        halves[i] = halves_of((i8)pair * scale, (i8)(pair >> 8) * scale);
-    }
-    first = make_int4((int)halves[0], (int)halves[1], (int)halves[2], (int)halves[3]);
-    second = make_int4((int)halves[4], (int)halves[5], (int)halves[6], (int)halves[7]);
-}
-
-// Values of the cells that somebody sees, others are 0.  Where not all lines see all of them (is_edge) what is not
-// finite is 0 as well, since 0 times it is NaN and would reach lines that do not see it; whether there was such a one.
-__device__ inline int stage_values_f16(const Cells& cells, const Span& mine, u32 seen, int is_edge, const Staged& to) {
-    const int per_cell = cells.head_dim / 8;
-    int is_odd = 0;
-    Span spans[STEP / SPAN];
-#pragma unroll
-    for (int part = 0; part < STEP / SPAN; part++) spans[part] = span_at(mine, part);
-    for (int i = threadIdx.x; i < SPAN * per_cell; i += blockDim.x) {
-        const int cell = i / per_cell, d = i % per_cell * 8;
-#pragma unroll
-        for (int part = 0; part < STEP / SPAN; part++) {
-            int4 eight = make_int4(0, 0, 0, 0);
-            if (seen >> (part * SPAN + cell) & 1) {
-                const u16* from = (const u16*)(cells.v_state + spans[part].region);
-                eight = *(const int4*)(from + (spans[part].in + cell) * cells.head_dim + d);
-            }
-            if (is_edge) eight = finite_of(eight, is_odd);
-            *(int4*)(to.values + (part * SPAN + cell) * to.value_stride + d) = eight;
-        }
-    }
-    return is_odd;
-}
-
-__device__ inline int stage_values_q8_0(const Cells& cells, const Span& mine, u32 seen, int is_edge, const Staged& to) {
-    const int per_cell = cells.head_dim / 16;
-    int is_odd = 0;
-#pragma unroll 1  // registers
-    for (int part = 0; part < STEP / SPAN; part++) {
-        const Span span = span_at(mine, part);
-        const Region r = {cells.v_state + span.region, cells.page_size, cells.head_dim};
-#pragma unroll 1
-        for (int i = threadIdx.x; i < SPAN * per_cell; i += blockDim.x) {
-            const int cell = i / per_cell, d = i % per_cell * 16, in = span.in + cell;
-            int4 first = make_int4(0, 0, 0, 0), second = first;
-            if (seen >> (part * SPAN + cell) & 1) {
-                const float scale = half_to_float(r.scales()[d / BLOCK * r.page_size + in]);
-                halves_of(*(const int4*)(r.at + in * r.head_dim + d), scale, first, second);
-            }
-            if (is_edge) first = finite_of(first, is_odd), second = finite_of(second, is_odd);
-            int4* at = (int4*)(to.values + (part * SPAN + cell) * to.value_stride + d);
-            at[0] = first;
-            at[1] = second;
-        }
-    }
-    return is_odd;
-}
-
-__device__ inline int stage_values(const Cells& cells, const Span& mine, u32 seen, int is_edge, const Staged& to) {
-    return cells.dtype == F16 ? stage_values_f16(cells, mine, seen, is_edge, to)
-                              : stage_values_q8_0(cells, mine, seen, is_edge, to);
 }
 
 // A line of queries (absent: 0) as words 0 and 2, or 1 and 3, of `mma`'s a, times a power of two that brings the
@@ -293,15 +143,45 @@ __device__ inline void add_up(const Staged& staged, float (&scores)[4][4]) {
     for (int i = 0; i < 16; i++) scores[i / 4][i % 4] += staged.scores[i * blockDim.x + (threadIdx.x ^ WARP)];
 }
 
-// Scores of one of a thread's two lines become weights; what the line had before is to be shrunk by the result.
-__device__ inline float weigh(float (&scores)[4][4], int half, float unit, float softcap, u32 seen, float& most,
-                              float& sum) {
+// What a line adds to its scores: where its head's biases begin, and the row's position.
+struct Added {
+    int begin, position;
+};
+
+// Of a head: by distance from -reach - STEP on, so that a step's lie side by side wherever it is.
+__device__ inline int n_biases(const Bias& bias) { return 2 * (bias.reach + STEP); }
+
+// Where a step's begin.
+__device__ inline int bias_at(const Bias& bias, int begin, int position) {
+    const int at = begin - position + bias.reach + STEP, last = 2 * bias.reach + STEP;
+    return at < 0 ? 0 : at > last ? last : at;
+}
+
+// Biases as `Staged` has them; those who read them come to a barrier first.
+__device__ inline void stage_biases(const Asked& asked, int kv, const Staged& to) {
+    const int n_group = asked.n_head / asked.n_kv, n = n_biases(asked.bias), reach = asked.bias.reach;
+    for (int i = threadIdx.x; i < n_group * n; i += blockDim.x) {
+        const int member = i % n_group, at = i / n_group, distance = distance_of(at - STEP, reach, reach);
+        to.biases[member * n + at] = asked.bias.table[(i64)distance * asked.n_head + kv * n_group + member] * LOG2E;
+    }
+}
+
+// Scores of one of a thread's two lines become weights; what the line had before is to be shrunk by the result.  The
+// step's cells are those from `begin` on.
+__device__ inline float weigh(float (&scores)[4][4], int half, float unit, const Asked& asked, const Staged& staged,
+                              const Added& added, int begin, u32 seen, float& most, float& sum) {
     const int t = threadIdx.x % 4;
+    const float* biases = 0;
+    if (IS_BIASED) biases = staged.biases + added.begin + bias_at(asked.bias, begin, added.position) + 2 * t;
     float highest = most;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         float& x = scores[i / 2][2 * half + i % 2];
-        x = softcap > 0.0f ? softcap * LOG2E * tanhf(x * unit / softcap) : x * unit * LOG2E;
+        if (IS_BIASED) {  // then no cap
+            x = x * unit * LOG2E + biases[i / 2 * 8 + i % 2];
+        } else {
+            x = asked.softcap > 0.0f ? asked.softcap * LOG2E * tanhf(x * unit / asked.softcap) : x * unit * LOG2E;
+        }
         if (!(seen >> (i / 2 * 8 + 2 * t + i % 2) & 1)) x = -INF;
         highest = fmaxf(highest, x);  // passes over NaN, which the sum and the values get from the weight
     }
@@ -407,6 +287,7 @@ __device__ inline void attend_tile(const Asked& asked, const Cells& cells, const
     const int n_lines = tile.n_rows * n_group;
     int row[2], head[2];
     float unit[2];
+    Added added[2] = {};
     u32 query[kDims / 16][4];
     Lines<kDims> lines = {{-INF, -INF}, {}, {}};
 #pragma unroll
@@ -419,6 +300,10 @@ __device__ inline void attend_tile(const Asked& asked, const Cells& cells, const
         const int n_seen = is_there ? n_visible[tile.start + row[half]] : 1;
         const float scale = asked.scale * sharpening(n_seen, asked.temperature, asked.temperature_length);
         unit[half] = load_line<kDims>(at, head_dim, share, half, query) * scale;
+        if (IS_BIASED) {
+            added[half].begin = line % n_group * n_biases(asked.bias);
+            added[half].position = is_there ? asked.bias.positions[tile.start + row[half]] : 0;
+        }
     }
     for (int begin = least / STEP * STEP; begin < most; begin += STEP) {
         const u32 seen = bits_of(first, stop, begin), any = warp_or(seen);
@@ -434,8 +319,8 @@ __device__ inline void attend_tile(const Asked& asked, const Cells& cells, const
             if (kParts > 1) add_up(staged, scores);
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                shrink[half] =
-                    weigh(scores, half, unit[half], asked.softcap, seen_by[half], lines.most[half], lines.sum[half]);
+                shrink[half] = weigh(scores, half, unit[half], asked, staged, added[half], begin, seen_by[half],
+                                     lines.most[half], lines.sum[half]);
             }
             if (__any_sync(FULL, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
 #pragma unroll
@@ -459,7 +344,9 @@ __device__ inline void attend(const Asked& asked, Cells cells, const int* tables
     SHARED_BYTES(shared);
     const int value_stride = asked.head_dim + 8;
     u16 *keys = (u16*)shared, *values = keys + asked.head_dim * KEY_STRIDE;
-    const Staged staged = {keys, values, value_stride, (float*)(values + STEP * value_stride)};
+    float* scores = (float*)(values + STEP * value_stride);
+    const Staged staged = {keys, values, value_stride, scores, scores + (kParts > 1 ? LINES * blockDim.x : 0)};
+    if (IS_BIASED) stage_biases(asked, cells.kv, staged);
     const int n_groups = gridDim.z / n_slot, group = n_groups - 1 - blockIdx.z % n_groups;
     const int begin = group * tile_rows, end = begin + tile_rows < n ? begin + tile_rows : n;
     for (int nth = blockIdx.z / n_groups;; nth += n_slot) {
@@ -476,10 +363,13 @@ __device__ inline void attend(const Asked& asked, Cells cells, const int* tables
         const float* q, u8* k_state, u8* v_state, const int* tables, const int* rows, const int* n_visible,       \
         float* out, float* partials, int dtype, int n_head, int n_kv, int head_dim, int page_size, int window,    \
         int chunk, float scale, float softcap, float temperature, int temperature_length, int piece_cells,        \
-        int n_piece, int tile_rows, int n_slot, int n, int n_pages, const int* dims) {                            \
-        const Asked asked = {q,           out,    partials, n_head,  n_kv,        head_dim,                       \
-                             window,      chunk,  scale,    softcap, temperature, temperature_length,             \
-                             piece_cells, n_piece};                                                               \
+        int n_piece, const float* bias, const int* positions, int reach, int tile_rows, int n_slot, int n,        \
+        int n_pages, const int* dims) {                                                                           \
+        const Asked asked = {q,           out,         partials,                                                  \
+                             n_head,      n_kv,        head_dim,                                                  \
+                             window,      chunk,       scale,                                                     \
+                             softcap,     temperature, temperature_length,                                        \
+                             piece_cells, n_piece,     {bias, positions, reach}};                                 \
         const Cells cells = {k_state, v_state, 0, dtype, n_kv, (int)blockIdx.y, head_dim, page_size};             \
         attend<kMost / kParts, kParts>(asked, cells, tables, rows, n_visible, tile_rows, n_slot, dim_of(n, dims), \
                                        dim_of(n_pages, dims));                                                    \

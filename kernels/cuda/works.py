@@ -31,7 +31,7 @@ from kernels.dtype import DType
 from kernels.ops.attention import Attention, StoreKV
 from kernels.ops.conv import ShortConv
 from kernels.ops.experts import GATINGS, ExpertMatmul, Route, SlotSum
-from kernels.ops.gate import Gate
+from kernels.ops.gate import ACTIVATIONS, Gate
 from kernels.ops.matmul import Matmul
 from kernels.ops.norm import RmsNorm
 from kernels.ops.op import Op
@@ -102,10 +102,9 @@ def _works_of(ops: Sequence[Op], place: Place, values: Bounds, acts: Sequence[Po
         case [ShortConv() as op]:
             return _short_conv(op, place, values)
         case [Gate() as op]:
-            assert op.up is not None, "refused"
             size = value_of(op.gate.shape[0], values) * op.gate.width
-            args = [*map(place.address, (op.gate, op.up, op.out)), *acts]
-            numbers = (op.activation == "gelu", op.gate.width)
+            args = [place.address(op.gate), optional(place, op.up), place.address(op.out), *acts]
+            numbers = (ACTIVATIONS.index(op.activation), op.gate.width)
             return _elements("gate", size, place, args, numbers, op.gate.shape[0])
         case [SoftCap() as op]:
             size = value_of(op.x.shape[0], values) * op.x.width

@@ -2,9 +2,9 @@
 
 Keys and values live in cells, cells in pages of `page_size`; a table names each sequence's pages in order.
 The i-th cell of sequence s is `tables[s, i // page_size] * page_size + i % page_size`.  A row sees the first
-`n_visible[row]` cells of its sequence (its own is the last), of them only the last `window + 1` when
-window > 0 (a window is counted without the row itself), and only those from `p - p % chunk` on when
-chunk > 0, p being its own.
+`n_visible[row]` cells of its sequence, of them only the last `window + 1` when window > 0 (a window is
+counted without the row itself), and only those from `p - p % chunk` on when chunk > 0.  p is the last cell
+that it sees, the row's own but in encoders and in attention to another sequence.
 
 A state is declared as [n_cells, n_head_kv * head_dim]; its bytes lie page by page, within a page head by
 head, and in a head's part as attention reads them:

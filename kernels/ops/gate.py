@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from kernels.tensor import Tensor
 # Two are x * sigmoid(z).  silu: z = x.  gelu: z = sqrt(8 / pi) * (x + 0.044715 x^3), the approximation
 # 0.5 x (1 + tanh(z / 2)) of arXiv:1606.08415, section 2.  relu: max(x, 0).
 Activation = Literal["silu", "gelu", "relu"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)  # as kernels number them
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +39,6 @@ def gate_ref(gate: F32, up: F32 | None, activation: Activation) -> F32:
 
 
 def sigmoid_argument(gate: F32, activation: Activation) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    """What the sigmoid is taken of."""
+    """What the sigmoid is taken of; of silu and gelu."""
     wide = gate.astype(np.float64)
     return wide if activation == "silu" else math.sqrt(8 / math.pi) * (wide + 0.044715 * wide**3)

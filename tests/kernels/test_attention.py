@@ -1,6 +1,7 @@
 """Attention over a paged cache."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -45,6 +46,8 @@ class Case:
     chunk: int = 0
     temperature: float = 0.0
     temperature_length: int = 0
+    bias: F32 | None = None
+    positions: I32 | None = None
 
     def build(self, g: OneOp, rows: slice = slice(None)) -> Tensor:
         """The op, of all rows or some."""
@@ -63,6 +66,8 @@ class Case:
             chunk=self.chunk,
             temperature=self.temperature,
             temperature_length=self.temperature_length,
+            bias=None if self.bias is None else g.weight(self.bias),
+            positions=None if self.positions is None else g.input(self.positions[rows]),
         )
 
     def run(self, backend: Backend, rows: slice = slice(None)) -> F32:
@@ -80,15 +85,36 @@ class Case:
 
     def expected(self) -> F32:
         """By the reference, straight."""
+        bias = None
+        if self.bias is not None and self.positions is not None:
+            bias = self.bias, self.positions
         return attention_ref(
-            self.q, self.k_state, self.v_state, self.tables, self.rows, self.n_visible, self.op
+            self.q, self.k_state, self.v_state, self.tables, self.rows, self.n_visible, self.op, bias
         )
+
+    def most_by_bias(self) -> float:
+        """How far a result may be off for what a bias adds: its product with log2(e) and the sum are rounded.
+
+        So is the sum less the largest, which may be twice as large as the largest score or bias.  A weight
+        is off by that factor, and so is the sum that it is divided by.
+        """
+        if self.bias is None:
+            return 0.0
+        keys, values = (
+            np.nan_to_num(self.cache.read(state, is_keys).astype(np.float64))
+            for state, is_keys in ((self.k_state, True), (self.v_state, False))
+        )
+        n_group = self.q.shape[1] // self.cache.shape[1]
+        heads = self.q.astype(np.float64).reshape(-1, self.cache.n_kv, n_group, self.cache.head_dim)
+        scores = np.einsum("nghd,cgd->nghc", heads, keys) * self.op.scale
+        most, largest = np.abs(self.bias).max(), np.abs(scores).max(initial=0.0)
+        return float(2 * 2.0**-24 * (5 * most + 3 * largest) * np.abs(values).max())
 
     def expect(self, got: F32, atol: float) -> None:
         """Fail unless got is what the reference gives, within the bound of the cache's type."""
         want = self.expected()
         if self.cache.dtype is not DType.Q8_0:
-            np.testing.assert_allclose(got, want, rtol=0, atol=atol)
+            np.testing.assert_allclose(got, want, rtol=0, atol=atol + self.most_by_bias())
         elif want.size:
             assert nmse(got, want) <= MAX_Q8_NMSE
 
@@ -102,7 +128,10 @@ def nmse(got: F32, want: F32) -> float:
 def make_case(
     cache: CacheShape, tables: I32, rows: I32, n_visible: I32, n_group: int, seed: int, **more: float
 ) -> Case:
-    """Random queries, keys and values; cells that no row sees hold NaN."""
+    """Random queries, keys and values; cells that no row sees hold NaN.
+
+    more: reach, of a random bias, is there for none; rows then stand at the last cell that they see.
+    """
     rng = np.random.default_rng(seed)
     k, v = cache.empty(), cache.empty()
     for seq in np.unique(rows):
@@ -112,7 +141,27 @@ def make_case(
             cache.write(state, cells, values, is_keys)
     q = rng.standard_normal((len(rows), n_group * cache.shape[1]), np.float32)
     window, chunk = int(more.get("window", 0)), int(more.get("chunk", 0))
-    return Case(q, k, v, tables, rows, n_visible, cache, window, more.get("softcap", 0.0), chunk)
+    case = Case(q, k, v, tables, rows, n_visible, cache, window, more.get("softcap", 0.0), chunk)
+    if "reach" not in more:
+        return case
+    bias = rng.standard_normal((2 * int(more["reach"]) + 1, q.shape[1] // cache.head_dim), np.float32)
+    return replace(case, bias=2 * bias, positions=n_visible - 1, softcap=0.0)
+
+
+@st.composite
+def reaches(draw: st.DrawFn) -> dict[str, int]:
+    """What makes a case with a bias, or without."""
+    reach = draw(st.none() | st.integers(0, 40) | st.sampled_from([128, 300]))
+    return {} if reach is None else {"reach": reach}
+
+
+def anywhere(case: Case, seed: int) -> Case:
+    """Rows that see as before, at any position; where there is a bias."""
+    if case.positions is None:
+        return case
+    n_cells = case.tables.shape[1] * case.cache.page_size
+    rng = np.random.default_rng(seed)
+    return replace(case, positions=rng.integers(0, n_cells + 50, len(case.rows), dtype=np.int32))
 
 
 @st.composite
@@ -129,11 +178,14 @@ def cases(draw: st.DrawFn, dtypes: tuple[DType, ...] = ALL) -> Case:
     cache = CacheShape(n_seqs * n_pages + 2, page_size, n_kv, head_dim, dtype)
     rows = rng.integers(0, n_seqs, n, dtype=np.int32)
     n_visible = rng.integers(1, n_pages * page_size + 1, n, dtype=np.int32)
-    return make_case(
+    if n and draw(st.booleans()):  # neighbours that see alike
+        rows[:], n_visible[:-1] = rows[0], n_visible[0]
+    case = make_case(
         cache, tables.astype(np.int32), rows, n_visible, n_group, seed,
         window=draw(st.sampled_from([0, 1, 5, 33])), softcap=draw(st.sampled_from([0.0, 2.0, 50.0])),
-        chunk=draw(st.sampled_from([0, 0, 1, 2, 7, 32, 50])),
+        chunk=draw(st.sampled_from([0, 0, 1, 2, 7, 32, 50])), **draw(reaches()),
     )  # fmt: skip
+    return anywhere(case, seed)
 
 
 def line_case(
@@ -151,6 +203,31 @@ def line_case(
     n_visible = np.arange(n_cells - n + 1, n_cells + 1, dtype=np.int32)
     cache = CacheShape(n_pages + 3, page_size, 2, head_dim, dtype)
     return make_case(cache, tables, np.zeros(n, np.int32), n_visible, n_group, 12, **more)
+
+
+def texts_case(
+    dtype: DType,
+    counts: Sequence[tuple[int, int]],
+    page_size: int = 32,
+    head_dim: int = 32,
+    n_group: int = 1,
+    **more: float,
+) -> Case:
+    """Sequences one after the other, each (rows, cells that all of them see), as encoders have their texts.
+
+    Rows stand among the cells at the same distances.  Without a reach it is what attention to another
+    sequence is, such as a decoder's to a text.
+    """
+    n_pages = max(-(-n_cells // page_size) for _, n_cells in counts)
+    tables = np.random.default_rng(5).permutation(len(counts) * n_pages).astype(np.int32)
+    rows = np.concatenate([np.full(n, i, np.int32) for i, (n, _) in enumerate(counts)])
+    n_visible = np.concatenate([np.full(n, n_cells, np.int32) for n, n_cells in counts])
+    cache = CacheShape(len(tables), page_size, 2, head_dim, dtype)
+    case = make_case(cache, tables.reshape(len(counts), n_pages), rows, n_visible, n_group, 6, **more)
+    if case.bias is None:
+        return case
+    places = [np.linspace(0, n_cells - 1, n).astype(np.int32) for n, n_cells in counts]
+    return replace(case, positions=np.concatenate(places))
 
 
 def long_case(dtype: DType = DType.F16, n: int = 6) -> Case:
@@ -210,10 +287,11 @@ def test_long_rows_agree(backend: Backend, dtype: DType) -> None:
 @each_cpu
 @pytest.mark.parametrize("dtype", ALL)
 @pytest.mark.parametrize(("window", "chunk"), [(0, 0), (40, 0), (700, 0), (0, 20), (0, 560), (600, 1130)])
+@pytest.mark.parametrize("more", [{}, {"reach": 128}])
 def test_prompts_over_several_partial_sums_agree(
-    backend: CpuBackend, dtype: DType, window: int, chunk: int
+    backend: CpuBackend, dtype: DType, window: int, chunk: int, more: dict[str, int]
 ) -> None:
-    case = line_case(dtype, 70, 1170, window=window, chunk=chunk)
+    case = line_case(dtype, 70, 1170, window=window, chunk=chunk, **more)
     case.expect(case.run(backend), MAX_ERROR)
 
 
@@ -260,10 +338,12 @@ def test_a_row_is_the_same_bits_alone_and_in_a_batch(backend: CpuBackend, case: 
 
 @pytest.mark.parametrize("isa", available_isas())
 @pytest.mark.parametrize("dtype", ALL)
-@pytest.mark.parametrize(("window", "chunk"), [(0, 0), (700, 0), (0, 900)])
-def test_any_number_of_threads_gives_the_same_bits(isa: str, dtype: DType, window: int, chunk: int) -> None:
+@pytest.mark.parametrize(
+    "more", [{}, {"window": 700}, {"chunk": 900}, {"reach": 128}, {"reach": 3, "window": 700}]
+)
+def test_any_number_of_threads_gives_the_same_bits(isa: str, dtype: DType, more: dict[str, int]) -> None:
     one, three, eight = (CpuBackend(n_threads, isa, small_bytes=0) for n_threads in (1, 3, 8))
-    case = line_case(dtype, 9, 1600, window=window, chunk=chunk)
+    case = line_case(dtype, 9, 1600, **more)
     whole = case.run(one)
     np.testing.assert_array_equal(whole, case.run(three))
     for i in (0, 8):  # alone, so that each chunk is an item of its own

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels.cuda.sources import MODULES, kernels_of, source_of
+from kernels.cuda.sources import BIASED, MODULES, kernels_of, source_of
 from tests.kernels.nvrtc import CompileError, Usage, compile_for, library
 
 RECORDED = Path(__file__).with_name("cuda_usage.json")
@@ -43,6 +43,7 @@ SPARE_REGISTERS = 8  # what another release of the compiler may want
 
 CASES = [
     *((module, "", arch) for module in MODULES if module != "products" for arch in ARCHS),
+    *(("tiled_attention", BIASED, arch) for arch in ARCHS),
     *(("products", kind, arch) for kind in TYPES for arch in ARCHS),
     *(("products", kind, ARCHS[0]) for kind in RARER),
 ]

@@ -15,6 +15,7 @@ from kernels.cuda.emulator.driver import EmulatedDriver, EmulatedGraph
 from kernels.cuda.fuse import FUSED_ROWS, fused
 from kernels.dtype import DType
 from kernels.executable import view
+from kernels.ops.gate import ACTIVATIONS, Activation
 from kernels.ops.op import F32, Array, Op
 from kernels.ops.rope import Rotation
 from kernels.tensor import Role, Tensor
@@ -103,11 +104,12 @@ def test_a_norm_leaves_the_int8_form_that_products_read(n: int) -> None:
     assert expect_same_bits(build) == ["rms_norm", f"matvec_{columns(n)}", "softcap"]
 
 
-@pytest.mark.parametrize("activation", ["silu", "gelu"])
-def test_a_gate_leaves_the_int8_form_that_products_read(activation: str) -> None:
+@pytest.mark.parametrize("has_up", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_gate_leaves_the_int8_form_that_products_read(activation: Activation, has_up: bool) -> None:
     def build(g: OneOp) -> list[Tensor]:
-        gate, up = g.input(normal(1, 3, 512)), g.input(normal(2, 3, 512))
-        gated = g.program.gate(gate, up, "silu" if activation == "silu" else "gelu")
+        gate, up = g.input(normal(1, 3, 512)), g.input(normal(2, 3, 512)) if has_up else None
+        gated = g.program.gate(gate, up, activation)
         return [quantised(g, gated, DType.Q6_K, 10, 4)]
 
     assert expect_same_bits(build) == ["gate", "matvec_4"]
@@ -173,9 +175,19 @@ def test_another_reader_of_the_scratch_ends_an_int8_form() -> None:
 
 
 def attending(
-    g: OneOp, n: int, dtype: DType, *, head_dim: int = 32, window: int = 0, softcap: float = 0.0
+    g: OneOp,
+    n: int,
+    dtype: DType,
+    *,
+    head_dim: int = 32,
+    window: int = 0,
+    softcap: float = 0.0,
+    reach: int | None = None,
 ) -> list[Tensor]:
-    """Queries turned, keys and values stored, heads attending to up to 300 cells, and a product of that."""
+    """Queries turned, keys and values stored, heads attending to up to 300 cells, and a product of that.
+
+    reach: of a bias.
+    """
     n_kv, n_group, n_pages = 2, 3, 40
     shape = CacheShape(n_pages, 8, n_kv, head_dim, dtype)
     rng = np.random.default_rng(n)
@@ -206,14 +218,19 @@ def attending(
         scale=0.2,
         window=window,
         softcap=softcap,
+        bias=None if reach is None else g.weight(normal(9, 2 * reach + 1, n_kv * n_group)),
+        positions=None if reach is None else positions,
     )
     return [quantised(g, mixed, DType.Q8_0, 16, 3)]
 
 
 @pytest.mark.parametrize("dtype", [DType.F32, DType.F16, DType.Q8_0], ids=lambda dtype: dtype.name)
 @pytest.mark.parametrize("n", [1, 3, FUSED_ROWS])
-def test_rope_and_cache_are_one_launch_and_so_are_attention_and_its_merge(n: int, dtype: DType) -> None:
-    kernels = expect_same_bits(lambda g: attending(g, n, dtype))
+@pytest.mark.parametrize("reach", [None, 20])
+def test_rope_and_cache_are_one_launch_and_so_are_attention_and_its_merge(
+    n: int, dtype: DType, reach: int | None
+) -> None:
+    kernels = expect_same_bits(lambda g: attending(g, n, dtype, reach=reach))
     assert kernels == ["store_kv", "attention", f"matvec_{columns(n)}"]
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.backend import Backend
-from kernels.cuda.attending import TILED_ROWS
+from kernels.cuda.attending import MAX_SHARED_BYTES, TILED_ROWS
 from kernels.cuda.driver import Launch
 from kernels.cuda.launches import Place
 from kernels.cuda.works import works_of
@@ -18,7 +18,7 @@ from kernels.ops.attention import first_seen
 from kernels.ops.op import F32, I32
 from tests.kernels.caches import CacheShape
 from tests.kernels.conftest import OneOp, each_cuda, seeds
-from tests.kernels.test_attention import Case, line_case, make_case, nmse
+from tests.kernels.test_attention import Case, anywhere, line_case, make_case, nmse, reaches, texts_case
 
 UNIT = 2.0**-11  # of a number rounded to f16: its largest relative error
 CACHED = (DType.F16, DType.Q8_0)
@@ -46,7 +46,10 @@ def most_wrong(case: Case) -> F32:
         first = first_seen(n_seen - 1, case.window, case.chunk)
         cells = cache.cells_of(case.tables[case.rows[i]], n_seen)[first:]
         scale = case.op.scale_of(n_seen - 1)
-        d = n_roundings * UNIT * np.einsum("ghd,cgd->ghc", heads[i], keys[cells]).max() * scale
+        largest = np.einsum("ghd,cgd->ghc", heads[i], keys[cells]).max() * scale
+        d = n_roundings * UNIT * largest
+        if case.bias is not None:  # its product with log2(e), the sum, and that less the largest are rounded
+            d += 2.0**-24 * (5 * np.abs(case.bias).max() + 3 * largest)
         bounds[i] = values[cells].max() * (np.expm1(2 * d) + (1 + n_roundings) * UNIT + len(cells) * 2.0**-24)
     return bounds.astype(np.float32)
 
@@ -98,17 +101,28 @@ def crowds(draw: st.DrawFn) -> Case:
     if draw(st.booleans()):
         rows.sort()
     n_visible: I32 = rng.integers(1, n_pages * page_size + 1, n, dtype=np.int32)
-    return make_case(
+    if draw(st.booleans()):  # of a sequence all see alike
+        n_visible = n_visible[rows]
+    case = make_case(
         cache, tables.astype(np.int32), rows, n_visible, n_group, draw(seeds),
         window=draw(st.sampled_from([0, 1, 5, 33])), softcap=draw(st.sampled_from([0.0, 2.0, 50.0])),
-        chunk=draw(st.sampled_from([0, 0, 1, 7, 32, 50])),
+        chunk=draw(st.sampled_from([0, 0, 1, 7, 32, 50])), **draw(reaches()),
     )  # fmt: skip
+    return anywhere(case, draw(seeds))
+
+
+def shared_bytes(case: Case) -> int:
+    """What a tile of four warps takes: keys, values, scores of halves of heads, biases of a group."""
+    head_dim, n_group = case.cache.head_dim, case.q.shape[1] // case.cache.shape[1]
+    n_bytes = 2 * (40 * head_dim + 32 * (head_dim + 8)) + (head_dim > 128) * 4 * 16 * 128
+    return n_bytes + n_group * 4 * (2 * case.op.reach + 64)
 
 
 @each_cuda
 @given(case=crowds())
 def test_rows_attend_to_what_they_see_and_nothing_else(backend: Backend, case: Case) -> None:
-    assert kernels_for(case)[0].startswith("tiled_attention")
+    fits = case.bias is None or shared_bytes(case) <= MAX_SHARED_BYTES
+    assert kernels_for(case)[0].startswith("tiled_attention" if fits else "attention")
     expect(case, case.run(backend))
 
 
@@ -128,9 +142,29 @@ def test_prompts_agree_at_every_width_and_group(
 @each_cuda
 @pytest.mark.parametrize("n", [20, 66])  # cells cut in pieces, and in one
 @pytest.mark.parametrize("window", [0, 7, 40, 500])
-def test_long_sequences_agree(backend: Backend, n: int, window: int) -> None:
-    case = line_case(DType.F16, n, 700, window=window)
+@pytest.mark.parametrize("more", [{}, {"reach": 128}])
+def test_long_sequences_agree(backend: Backend, n: int, window: int, more: dict[str, int]) -> None:
+    case = line_case(DType.F16, n, 700, window=window, **more)
     assert len(kernels_for(case)) == (2 if n == 20 else 1)
+    expect(case, case.run(backend))
+
+
+@each_cuda
+@each_cache
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("more", [{}, {"reach": 9}, {"reach": 128}])
+def test_texts_agree_at_every_width(
+    backend: Backend, dtype: DType, head_dim: int, more: dict[str, int]
+) -> None:
+    case = texts_case(dtype, [(40, 40), (5, 70), (1, 33)], head_dim=head_dim, **more)
+    assert kernels_for(case)[0].startswith("tiled_attention")
+    expect(case, case.run(backend))
+
+
+@each_cuda
+@pytest.mark.parametrize("more", [{}, {"reach": 128}])
+def test_long_texts_agree(backend: Backend, more: dict[str, int]) -> None:
+    case = texts_case(DType.F16, [(70, 700), (30, 450)], head_dim=64, **more)
     expect(case, case.run(backend))
 
 
@@ -232,8 +266,9 @@ def test_a_page_that_no_row_sees_is_not_looked_up(backend: Backend) -> None:
 
 
 def test_what_tiles_do_not_serve_goes_row_by_row() -> None:
-    served = line_case(DType.F16, TILED_ROWS, 40)
-    assert kernels_for(served) == ["tiled_attention_64"]
+    for more in ({}, {"reach": 1000}):
+        served = line_case(DType.F16, TILED_ROWS, 40, **more)
+        assert kernels_for(served) == ["tiled_attention_64"]
     others = [
         line_case(DType.F16, TILED_ROWS - 1, 40),
         line_case(DType.F32, 40, 40),
@@ -241,5 +276,6 @@ def test_what_tiles_do_not_serve_goes_row_by_row() -> None:
         line_case(DType.F16, 40, 40, page_size=12),
         line_case(DType.F16, 40, 40, n_group=65),
         line_case(DType.F16, 40, 40, head_dim=144, n_group=33),
+        line_case(DType.F16, 40, 40, reach=2000),  # of which shared memory has not room for four heads
     ]
     assert [kernels_for(case)[0] for case in others] == ["attention"] * len(others)

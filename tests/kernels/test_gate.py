@@ -1,4 +1,6 @@
-"""Gated activation."""
+"""Activation, gated or not."""
+
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,25 +15,37 @@ from tests.kernels.conftest import each_backend, each_cpu, normal, run_one_op, s
 
 MAX_ULP = 6  # the exponential's two, a sum, a quotient, a product
 
-each_activation = pytest.mark.parametrize("activation", ["silu", "gelu"])
+each_activation = pytest.mark.parametrize("activation", get_args(Activation))
 
 
-def gated(backend: Backend, gate: F32, up: F32, activation: Activation) -> F32:
-    return run_one_op(backend, lambda g: g.program.gate(g.input(gate), g.input(up), activation))
+def gated(backend: Backend, gate: F32, up: F32 | None, activation: Activation) -> F32:
+    return run_one_op(
+        backend, lambda g: g.program.gate(g.input(gate), None if up is None else g.input(up), activation)
+    )
+
+
+def argument(gate: F32, activation: Activation) -> F32:
+    """Of the sigmoid; 0 where there is none."""
+    if activation == "relu":
+        return np.zeros_like(gate)
+    return sigmoid_argument(gate, activation).astype(np.float32)
 
 
 @each_backend
 @each_activation
-@given(n=st.integers(0, 5), n_ff=st.integers(1, 300), scale=st.sampled_from([1e-6, 1.0, 20.0]), seed=seeds)
+@given(
+    n=st.integers(0, 5), n_ff=st.integers(1, 300), scale=st.sampled_from([1e-6, 1.0, 20.0]),
+    seed=seeds, has_up=st.booleans(),
+)  # fmt: skip
 def test_values_agree_with_the_reference(
-    backend: Backend, activation: Activation, n: int, n_ff: int, scale: float, seed: int
+    backend: Backend, activation: Activation, n: int, n_ff: int, scale: float, seed: int, has_up: bool
 ) -> None:
-    gate, up = normal(seed, n, n_ff) * np.float32(scale), normal(seed + 1, n, n_ff)
+    gate, up = normal(seed, n, n_ff) * np.float32(scale), normal(seed + 1, n, n_ff) if has_up else None
     # beyond -87 the result is subnormal before it is multiplied
-    gate = np.where(sigmoid_argument(gate, activation) < -80, np.float32(-1), gate)
+    gate = np.where(argument(gate, activation) < -80, np.float32(-1), gate)
     got, want = gated(backend, gate, up, activation), gate_ref(gate, up, activation)
     # what gelu's argument lost by rounding, the exponential multiplies by the argument
-    n_ulp = MAX_ULP * (1.0 + np.abs(sigmoid_argument(gate, activation)) * (activation == "gelu"))
+    n_ulp = MAX_ULP * (1.0 + np.abs(argument(gate, activation)) * (activation == "gelu"))
     ulp = np.maximum(np.spacing(np.abs(want)), np.finfo(np.float32).tiny)
     assert np.all(np.abs(got.astype(np.float64) - want) <= n_ulp * ulp)
 
@@ -59,12 +73,26 @@ def test_a_gate_far_above_zero_passes_the_product(backend: Backend, activation: 
     np.testing.assert_array_equal(gated(backend, gate, np.full_like(gate, 2.0), activation), 2 * gate)
 
 
+def test_relu_is_the_greater_of_x_and_zero() -> None:
+    x = np.array([[-3.0, -0.0, 0.0, 0.7, 2.0]], np.float32)
+    np.testing.assert_array_equal(gate_ref(x, None, "relu"), np.array([[0, 0, 0, 0.7, 2.0]], np.float32))
+
+
 @each_backend
 @each_activation
-def test_nan_stays_nan_and_where_it_is(backend: Backend, activation: Activation) -> None:
+def test_without_a_factor_it_is_as_with_ones(backend: Backend, activation: Activation) -> None:
+    gate = 3 * normal(4, 2, 77)
+    want = gated(backend, gate, np.ones_like(gate), activation)
+    np.testing.assert_array_equal(gated(backend, gate, None, activation), want)
+
+
+@each_backend
+@each_activation
+@pytest.mark.parametrize("has_up", [False, True])
+def test_nan_stays_nan_and_where_it_is(backend: Backend, activation: Activation, has_up: bool) -> None:
     gate = normal(1, 1, 21)
     gate[0, 3] = np.nan
-    got = gated(backend, gate, np.ones_like(gate), activation)
+    got = gated(backend, gate, np.ones_like(gate) if has_up else None, activation)
     np.testing.assert_array_equal(np.flatnonzero(np.isnan(got)), [3])
 
 

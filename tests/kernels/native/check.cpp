@@ -260,6 +260,9 @@ bool check_attention(const cpu::Kernels& isa, cpu::DType dtype) {
         {2, 6, 2, 64, 1040, 32, {0, 0}, 0.0f},    {2, 3, 1, 32, 600, 16, {520, 0}, 0.0f},
         {3, 4, 1, 256, 70, 32, {33, 0}, 0.0f},    {40, 4, 2, 64, 60, 32, {0, 24}, 0.0f},
         {70, 3, 1, 32, 1000, 16, {0, 530}, 0.0f}, {9, 4, 2, 32, 90, 32, {5, 7}, 0.0f},
+        {5, 4, 2, 64, 60, 32, {0, 0}, 0.0f, 9},   {33, 3, 3, 64, 600, 16, {0, 0}, 0.0f, 128, true},
+        {40, 2, 1, 32, 0, 24, {7, 0}, 0.0f, 0},   {20, 6, 2, 96, 30, 32, {0, 0}, 0.0f, -1, true},
+        {1, 4, 4, 64, 700, 32, {0, 0}, 0.0f, 40},
     };
     Report report(isa, "attention", name_of(dtype), 1e-11);
     for (const Place place : kPlaces) {
@@ -321,9 +324,9 @@ bool check_elements(const cpu::Kernels& isa, const char* op, const char* type, M
     return report.end();
 }
 
-bool check_gate(const cpu::Kernels& isa, bool is_gelu) {
-    return check_elements(isa, "gate", is_gelu ? "gelu" : "silu",
-                          [&](int64_t n, Place place) { return GateProblem(Random(12), n, is_gelu, place); });
+bool check_gate(const cpu::Kernels& isa, const GateKind& kind) {
+    return check_elements(isa, "gate", kind.name,
+                          [&](int64_t n, Place place) { return GateProblem(Random(12), n, kind, place); });
 }
 
 bool check_slot_sum(const cpu::Kernels& isa) {
@@ -350,7 +353,7 @@ bool check(const cpu::Kernels& isa) {
     for (const cpu::DType dtype : kCacheTypes) is_right &= check_store(isa, dtype);
     for (const cpu::DType dtype : kCacheTypes) is_right &= check_attention(isa, dtype);
     is_right &= check_conv(isa);
-    for (const bool is_gelu : {false, true}) is_right &= check_gate(isa, is_gelu);
+    for (const GateKind& kind : kGates) is_right &= check_gate(isa, kind);
     is_right &= check_softcap(isa);
     return is_right;
 }

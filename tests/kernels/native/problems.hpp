@@ -202,6 +202,8 @@ struct AttentionShape {
     int64_t n_rows, n_head, n_kv, head_dim, n_before, page_size;
     cpu::Mask mask;
     float softcap;
+    int64_t reach = -1;     // of a bias, where there is one
+    bool sees_all = false;  // each row all cells, also those behind it
 };
 
 // Cells that no row may see are NaN.
@@ -212,7 +214,8 @@ struct AttentionProblem {
     int64_t n_pages;  // of a sequence
     Buffer<float> q;
     Buffer<uint8_t> k_state, v_state;
-    Buffer<int32_t> tables, rows, n_visible;
+    Buffer<int32_t> tables, rows, n_visible, positions;
+    Buffer<float> bias;
 
     AttentionProblem(Random random, const AttentionShape& shape, cpu::DType dtype, Place place)
         : shape(shape),
@@ -224,7 +227,10 @@ struct AttentionProblem {
           v_state(state_bytes(), place),
           tables(2 * n_pages, place),
           rows(shape.n_rows, place),
-          n_visible(shape.n_rows, place) {
+          n_visible(shape.n_rows, place),
+          positions(shape.n_rows, place),
+          bias(shape.reach < 0 ? 0 : (2 * shape.reach + 1) * shape.n_head, place) {
+        for (int64_t i = 0; i < bias.size(); i++) bias[i] = 3.0f * random.normal();
         for (int64_t i = 0; i < 2 * n_pages; i++) {
             const int64_t other = random.below(i + 1);
             tables[i] = tables[other];
@@ -232,7 +238,8 @@ struct AttentionProblem {
         }
         for (int64_t i = 0; i < shape.n_rows; i++) {
             rows[i] = 1;
-            n_visible[i] = static_cast<int32_t>(shape.n_before + i + 1);
+            positions[i] = static_cast<int32_t>(shape.n_before + i);
+            n_visible[i] = static_cast<int32_t>(shape.n_before + (shape.sees_all ? shape.n_rows : i + 1));
         }
         fill(random);
     }
@@ -241,7 +248,7 @@ struct AttentionProblem {
     // At most max_rows rows at a time.
     void run(const cpu::Kernels& kernels, const Buffer<float>& out, int64_t max_rows) const {
         const cpu::AttentionArgs now = args(out);
-        const Buffer<float> scratch(cpu::attention_scratch(cache, max_rows * now.n_group()), place);
+        const Buffer<float> scratch(cpu::attention_scratch(cache, max_rows * now.n_group(), n_bias()), place);
         for (int64_t row = 0; row < shape.n_rows; row += max_rows) {
             const int64_t n = shape.n_rows - row < max_rows ? shape.n_rows - row : max_rows;
             for (int64_t kv = 0; kv < shape.n_kv; kv++)
@@ -251,7 +258,7 @@ struct AttentionProblem {
     // Row by row, the chunks of each by themselves, as several threads do it.
     void run_chunks(const cpu::Kernels& kernels, const Buffer<float>& out) const {
         const cpu::AttentionArgs now = args(out);
-        const Buffer<float> scratch(cpu::attention_scratch(cache, now.n_group()), place);
+        const Buffer<float> scratch(cpu::attention_scratch(cache, now.n_group(), n_bias()), place);
         const int64_t n_chunks = (n_pages * shape.page_size + cpu::kAttentionChunk - 1) / cpu::kAttentionChunk;
         const int64_t chunk_floats = cpu::attention_partial(now.n_group(), shape.head_dim);
         const Buffer<float> partials(n_chunks * chunk_floats, place);
@@ -267,10 +274,25 @@ struct AttentionProblem {
 
 private:
     int64_t state_bytes() const { return 2 * n_pages * cache.n_kv * cache.region_bytes(); }
+    int64_t n_bias() const { return shape.reach < 0 ? 0 : shape.n_head / shape.n_kv * cpu::bias_floats(shape.reach); }
     cpu::AttentionArgs args(const Buffer<float>& out) const {
         const float scale = 1.0f / static_cast<float>(shape.head_dim / 8 + 1);
-        return {q.data(), k_state.data(), v_state.data(), tables.data(), rows.data(), n_visible.data(), out.data(),
-                cache,    shape.n_head,   n_pages,        shape.mask,    scale,       shape.softcap};
+        return {
+            q.data(),
+            k_state.data(),
+            v_state.data(),
+            tables.data(),
+            rows.data(),
+            n_visible.data(),
+            out.data(),
+            cache,
+            shape.n_head,
+            n_pages,
+            shape.mask,
+            scale,
+            shape.softcap,
+            {},
+            {shape.reach < 0 ? nullptr : reinterpret_cast<const uint8_t*>(bias.data()), positions.data(), shape.reach}};
     }
     void fill(Random& random) const {
         const int64_t n = shape.n_before + shape.n_rows;
@@ -316,17 +338,29 @@ struct ConvProblem {
     }
 };
 
+struct GateKind {
+    cpu::Activation activation;
+    bool has_up;
+    const char* name;
+};
+
+constexpr GateKind kGates[] = {
+    {cpu::Activation::Silu, true, "silu"},        {cpu::Activation::Gelu, true, "gelu"},
+    {cpu::Activation::Relu, true, "relu"},        {cpu::Activation::Silu, false, "silu_alone"},
+    {cpu::Activation::Gelu, false, "gelu_alone"}, {cpu::Activation::Relu, false, "relu_alone"},
+};
+
 struct GateProblem {
-    bool is_gelu;
+    GateKind kind;
     Buffer<float> gate, up;
 
-    GateProblem(Random random, int64_t n, bool is_gelu, Place place)
-        : is_gelu(is_gelu), gate(normals(random, n, place)), up(normals(random, n, place)) {
+    GateProblem(Random random, int64_t n, const GateKind& kind, Place place)
+        : kind(kind), gate(normals(random, n, place)), up(normals(random, n, place)) {
         for (int64_t i = 0; i < n; i++) gate[i] *= 8.0f;
         if (n > 2) gate[1] = -200.0f, gate[2] = 200.0f;
     }
     void run(const cpu::Kernels& kernels, const Buffer<float>& out) const {
-        kernels.gate({gate.data(), up.data(), out.data(), is_gelu}, 0, out.size());
+        kernels.gate({gate.data(), kind.has_up ? up.data() : nullptr, out.data(), kind.activation}, 0, out.size());
     }
 };
 

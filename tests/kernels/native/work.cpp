@@ -73,9 +73,9 @@ void others(const cpu::Kernels& kernels, const Phase& phase) {
     }
     const RopeProblem rope(Random(5), n, kHeads, kHeadDim, kHeadDim / 2, true, Place::AtStart);
     run_case("rope", "F32", phase, [&] { rope.run(kernels, out); });
-    for (const bool is_gelu : {false, true}) {
-        const GateProblem gate(Random(6), n * kFf, is_gelu, Place::AtStart);
-        run_case("gate", is_gelu ? "gelu" : "silu", phase, [&] { gate.run(kernels, out); });
+    for (const GateKind& kind : kGates) {
+        const GateProblem gate(Random(6), n * kFf, kind, Place::AtStart);
+        run_case("gate", kind.name, phase, [&] { gate.run(kernels, out); });
     }
     const SoftCapProblem softcap(Random(8), n * kFf, Place::AtStart);
     run_case("softcap", "F32", phase, [&] { softcap.run(kernels, out); });
