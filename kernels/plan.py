@@ -5,7 +5,7 @@ that read them before anything runs, a value that another device reads before it
 the host's memory where neither device is the host nor reaches the other.
 
 A layer of the host may be streamed: another device computes it, for which its weights are brought in time by
-whoever runs the plan; what reads or writes its states stays where they are.
+whoever runs the plan (`Supply`); what reads or writes its states stays where they are.
 
 `plan()` is a pure function of the program, the placement and the bounds; it allocates nothing, so its memory
 figures are what `fit` answers.  `Plan.bind()` turns it into an `Executable` over memory that exists.
@@ -14,26 +14,38 @@ Offsets are found greedily, largest value first, each at the lowest place that i
 (the "greedy by size" strategy of arXiv:2001.03288).  Values that are never alive together share bytes.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain, groupby
-from typing import Final
+from typing import Final, Protocol
 
 from kernels.backend import Backend, Binding, Segment
 from kernels.executable import Executable
 from kernels.memory import Memory
 from kernels.ops.copy import Copy
+from kernels.ops.experts import Route
 from kernels.ops.op import Op
 from kernels.program import Program
 from kernels.tensor import Bounds, Role, Tensor
 from kernels.transfer import Transfer
 
 NOT_STREAMED: Final[Mapping[int, str]] = {}
-NO_ARRIVALS: Final[Mapping[int, Segment]] = {}
 
 
 class PlanError(ValueError):
     """The program cannot run on the devices it was placed on; the message says which op and why."""
+
+
+class Supply(Protocol):
+    """What brings the weights of streamed layers while a plan runs."""
+
+    def before(self, layer: int) -> Segment:
+        """To be run before the layer's first op on the device that computes it."""
+        ...
+
+    def after(self, route: Route, ids: Memory) -> Segment:
+        """To be run after a `Route` of such a layer, before its experts are used; ids: where it left them."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,26 +98,28 @@ class Plan:
         graphs: Mapping[str, Memory],
         weights: Mapping[tuple[str, str], Memory],
         states: Mapping[str, Memory],
-        arrivals: Mapping[int, Segment] = NO_ARRIVALS,
+        supply: Supply | None = None,
     ) -> Executable:
         """Compile for memory that exists.
 
         graphs: per device at least `graph_bytes` of it; weights by (name, device); states by name.
-        arrivals: what brings the weights of each streamed layer, run before it.
+        supply: what brings the weights of streamed layers, where there are any.
         """
         memory = self._values(graphs) | {t: states[t.name] for t in self.program.states.values()}
         segments: list[Segment] = []
-        awaited = dict(arrivals)
-        for (device, layer), steps in groupby(self.steps, key=self._segment_of):
-            ops = [step.op for step in steps]
-            if layer in awaited:
-                segments.append(awaited.pop(layer))
+        awaited = set(self.streamed)
+        for device, layer, ops in self._runs():
+            if supply is not None and layer in awaited:
+                segments.append(supply.before(layer))
+                awaited.remove(layer)
             if device:
                 binding = self._binding(device, ops, memory, graphs[device], weights)
                 segments.append(backends[device].bind(binding))
             else:
                 copies = [op for op in ops if isinstance(op, Copy)]
                 segments.append(Transfer([(op, memory[op.x], memory[op.out]) for op in copies]))
+            if supply is not None and layer is not None and isinstance(route := ops[-1], Route):
+                segments.append(supply.after(route, memory[route.ids]))
         inputs = {name: (t, memory[t]) for name, t in self.program.inputs.items() if t in memory}
         outputs = {name: (t, memory[t]) for name, t in self.outputs.items()}
         return Executable(segments, inputs, outputs, self.bounds, self.program.constants)
@@ -116,12 +130,21 @@ class Plan:
         backend: Backend,
         graph: Memory,
         weights: Mapping[tuple[str, str], Memory],
-    ) -> Segment:
-        """The ops of a layer on a device that need no state, on whatever their values hold: to be timed."""
+        after: Callable[[Route, Memory], Segment],
+    ) -> Sequence[Segment]:
+        """The ops of a layer on a device that need no state, on whatever their values hold: to be timed.
+
+        after: what is run after a `Route`; as `Supply` has it.
+        """
         steps = (step for step in self.steps if step.op.layer == layer and step.device == backend.name)
-        ops = [step.op for step in steps if not isinstance(step.op, Copy) and not touches_state(step.op)]
+        wanted = [step.op for step in steps if not isinstance(step.op, Copy) and not touches_state(step.op)]
         memory = self._values({backend.name: graph})
-        return backend.bind(self._binding(backend.name, ops, memory, graph, weights))
+        segments: list[Segment] = []
+        for ops in _up_to_routes(wanted):
+            segments.append(backend.bind(self._binding(backend.name, ops, memory, graph, weights)))
+            if isinstance(route := ops[-1], Route):
+                segments.append(after(route, memory[route.ids]))
+        return segments
 
     def _values(self, graphs: Mapping[str, Memory]) -> dict[Tensor, Memory]:
         """Of inputs and values, those on these devices."""
@@ -131,8 +154,15 @@ class Plan:
             if self.homes[tensor] in graphs
         }
 
+    def _runs(self) -> Iterator[tuple[str, int | None, Sequence[Op]]]:
+        """The ops of each segment, and what `_segment_of` says of them; a streamed layer's end at a route."""
+        for (device, layer), steps in groupby(self.steps, key=self._segment_of):
+            ops = [step.op for step in steps]
+            for part in [ops] if layer is None else _up_to_routes(ops):
+                yield device, layer, part
+
     def _segment_of(self, step: Step) -> tuple[str, int | None]:
-        """Steps that follow each other and have this alike are one segment: a device, a streamed layer."""
+        """Steps that follow each other and have this alike run together: device (none: copies), layer."""
         if isinstance(step.op, Copy):
             return "", None
         is_streamed = self.streamed.get(step.op.layer) == step.device
@@ -150,6 +180,18 @@ class Plan:
         used |= {t: weights[t.name, device] for op in ops for t in op.reads if t.role is Role.WEIGHT}
         workspace = graph.part(self.arena_bytes[device], self.workspace_bytes[device])
         return Binding(ops, used, self.bounds, workspace)
+
+
+def _up_to_routes(ops: Iterable[Op]) -> Iterator[Sequence[Op]]:
+    """Cut after each `Route`."""
+    part: list[Op] = []
+    for op in ops:
+        part.append(op)
+        if isinstance(op, Route):
+            yield part
+            part = []
+    if part:
+        yield part
 
 
 def touches_state(op: Op) -> bool:

@@ -66,6 +66,7 @@ class Allocation:
     ) -> None:
         """blocks: weights that stay where they are; streamed: those that come to a device again and again."""
         self._needs = list(needs_of(plans, blocks, streamed, host))
+        self._ops = plans[-1].program.ops
         self._blocks = blocks
         self._streamed_blocks = streamed
         self._backends = backends
@@ -110,7 +111,7 @@ class Allocation:
         slots = [self._memory(need) for need in self._needs if need.label == STREAM]
         names = [tensor.name for block in self._streamed_blocks for tensor in block.tensors]
         sources = {name: np.frombuffer(file.tensor_bytes(name), np.uint8) for name in names}
-        stream = WeightStream(device, self._streamed_blocks, slots, sources, self.staging)
+        stream = WeightStream(device, self._streamed_blocks, slots, sources, self.staging, self._ops)
         self._streamed.callback(stream.close)
         return stream
 

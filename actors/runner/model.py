@@ -18,8 +18,9 @@ from actors.pool import pool_cells
 from actors.protocol import LayerPlacement, LoadOptions, MemoryReport, ModelSpec
 from actors.runner.allocation import Allocation
 from actors.runner.cache.shape import PAGE_SIZE, cache_shape
-from actors.runner.crossover import Line, crossover, measured_line, shortest_s
+from actors.runner.crossover import Check, crossover, whole_from
 from actors.runner.devices import no_device
+from actors.runner.layer_times import Side, times_of
 from actors.runner.memory import Attempt, Sizes, expected_overhead_bytes, memory_report
 from actors.runner.models.families import read_hparams
 from actors.runner.models.hparams import Hparams
@@ -30,11 +31,10 @@ from actors.runner.source import Source
 from actors.runner.streaming import N_SLOTS, WeightStream
 from actors.runner.tokenizer.tokenizer import Tokenizer
 from actors.runner.weights import blocks_of, streamed_blocks
-from kernels.backend import Backend, Segment
+from kernels.backend import Backend
 from kernels.dtype import DType
 from kernels.executable import Executable
 from kernels.memory import Memory, OutOfMemory
-from kernels.ops.experts import ExpertMatmul
 from kernels.plan import NOT_STREAMED, Placement, Plan, PlanError, plans, streamable
 from kernels.program import Program, ShapeError
 from kernels.tensor import N_OUTPUTS, N_PAGES, N_SEQS, N_SOURCE, N_SOURCE_PAGES, N_TOKENS
@@ -180,6 +180,9 @@ class Model:
         if self._stream is not None:
             found["streamed_from_inputs"] = self.streamed_rows
             found["streamed_layers_total"] = self._stream.n_brought
+            found["streamed_bytes_total"] = self._stream.brought_bytes
+            if self._stream.has_experts:
+                found["experts_ahead_from_rows"] = self._stream.whole_from
         return found
 
     def sizes(self) -> Sizes:
@@ -227,11 +230,12 @@ class Model:
         """
         wanted = self._allocation.wanted(self._file)
         read(self._source.path, self._source.identity, wanted, self._allocation.staging, tell)
-        self._begin_streaming(clock)
         total_bytes = sum(tensor.n_bytes for tensor in wanted)
-        tell("finalising", total_bytes, total_bytes)
+        check = partial(tell, "finalising", total_bytes, total_bytes)
+        self._begin_streaming(clock, check)
+        check()
         while not self._source.has_tokenizer(LOOK_S):
-            tell("finalising", total_bytes, total_bytes)
+            check()
         self._source.tokenizer()
         self.attempt.resident = {
             tensor.name: resident_bytes(self._file.tensor_bytes(tensor.name))
@@ -303,15 +307,10 @@ class Model:
     def _planned_streaming(self, program: Program) -> Plan | None:
         """A plan that streams, where that may be faster for some batch.
 
-        Not for so few layers that the slots would hold them for good: the device has room for them then.  And
-        not by itself where they have experts: how many a batch chooses, and so what is faster, is not known
-        at the load.
+        Not for so few layers that the slots would hold them for good: the device has room for them then.
         """
         streamed = streamable(program, self._placement, self._backends)
         if len(streamed) <= N_SLOTS or self.n_batch < max(2, self._stream_from):
-            return None
-        has_experts = any(isinstance(op, ExpertMatmul) and op.layer in streamed for op in program.ops)
-        if has_experts and not self._stream_from:
             return None
         return self._plans_of(program, [self.n_batch], streamed)[0]
 
@@ -325,14 +324,12 @@ class Model:
         if self._streamed_plan is not None:
             self._stream = stream = memory.stream(self._file)
             weights |= stream.weights
-            self._streamed = self._streamed_plan.bind(
-                self._backends, graphs, weights, states, stream.arrivals()
-            )
+            self._streamed = self._streamed_plan.bind(self._backends, graphs, weights, states, stream)
 
-    def _begin_streaming(self, clock: Callable[[], float]) -> None:
+    def _begin_streaming(self, clock: Callable[[], float], check: Check) -> None:
         """Decide from which batches on; where none is faster for it, give back what it would need."""
         if self._stream is not None and self._streamed_plan is not None:
-            rows = self._stream_from or self._crossover(self._stream, self._streamed_plan, clock)
+            rows = self._crossover(self._stream, self._streamed_plan, clock, check)
             if rows is not None:
                 self.streamed_rows = rows
                 log.info(
@@ -343,19 +340,25 @@ class Model:
         self._stream = self._streamed = None
         self._allocation.free_staging()
 
-    def _crossover(self, stream: WeightStream, plan: Plan, clock: Callable[[], float]) -> int | None:
-        """Measured on the first of the streamed layers."""
-        layer = stream.layers[0]
-        device = self._backends[plan.streamed[layer]]
+    def _crossover(
+        self, stream: WeightStream, plan: Plan, clock: Callable[[], float], check: Check
+    ) -> int | None:
+        """As was asked for, else as measured; with experts also from where on they all come ahead."""
+        if self._stream_from and not stream.has_experts:
+            return self._stream_from
         weights = self._allocation.weights(self._file) | stream.weights
         graphs = self._allocation.graphs
-        copy_s = shortest_s(partial(stream.bring, layer), clock)
-
-        def line(backend: Backend, a_plan: Plan) -> Line:
-            segment = a_plan.bind_layer(layer, backend, graphs[backend.name], weights)
-            return measured_line(partial(_run, segment, backend), self.n_batch, clock)
-
-        return crossover(line(self.host, self._plans[-1]), line(device, plan), copy_s, self.n_batch)
+        host, device = (
+            Side(side_plan, self._backends[name], graphs[name], weights)
+            for side_plan, name in (
+                (self._plans[-1], self._placement.input),
+                (plan, plan.streamed[stream.layers[0]]),
+            )
+        )
+        times = times_of(stream, host, device, clock, check)
+        if stream.has_experts:
+            stream.whole_from = whole_from(times[-1], self.n_batch)
+        return self._stream_from or crossover(times, self.n_batch)
 
     def _buckets(self) -> list[int]:
         """Rows of each plan: a decode batch, a full prompt batch."""
@@ -372,13 +375,6 @@ class Model:
             N_SOURCE_PAGES: pages,
         }
         return {symbol.name: n for symbol, n in bounds.items() if symbol.name in program.symbols}
-
-
-def _run(segment: Segment, backend: Backend, n_rows: int) -> None:
-    """A segment on rows of one sequence, until it is done."""
-    rows, ones = (N_TOKENS, N_SOURCE), (N_OUTPUTS, N_SEQS, N_PAGES, N_SOURCE_PAGES)
-    segment.run({symbol.name: n_rows for symbol in rows} | {symbol.name: 1 for symbol in ones})
-    backend.mark().wait()
 
 
 def pool_of(options: LoadOptions, n_ctx_train: int, *, has_encoder: bool = False) -> tuple[int, int]:

@@ -9,13 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from actors.protocol import Generate, LayerPlacement, LoadOptions, ModelSpec, Sampling
-from actors.runner.crossover import Line, crossover, measured_line
 from actors.runner.memory import STAGING, STREAM
 from actors.runner.model import NEVER, Model
+from actors.runner.progress import Phase
 from actors.runner.staging import CHUNK_BYTES, STAGING_BYTES
 from actors.runner.streaming import WeightStream
 from actors.runner.weights import Block
@@ -133,14 +131,6 @@ def test_nothing_is_planned_where_no_layer_or_no_batch_would_be_streamed(path: P
         model.close()
 
 
-def test_layers_with_experts_are_streamed_only_when_asked_for(tmp_path: Path) -> None:
-    path = written(tmp_path, replace(t.VARIANTS["qwen3moe"], n_layer=5))
-    for stream_from, is_streamed in ((0, False), (FROM, True)):
-        model, _ = opened(path, (3, 4), stream_from)
-        assert (planned_overhead_bytes(model) > 0) == is_streamed
-        model.close()
-
-
 def scripted(*durations_s: float) -> Callable[[], float]:
     """A clock by which one thing after the other takes so long, each asked for before and after."""
     ticks = iter(accumulate(duration for one in durations_s for duration in (0.0, one)))
@@ -171,30 +161,37 @@ def test_what_streaming_would_need_is_given_back_where_it_does_not_pay(path: Pat
     model.close()
 
 
-@given(
-    host=st.builds(Line, st.floats(0, 9), st.floats(0, 9)),
-    device=st.builds(Line, st.floats(0, 9), st.floats(0, 9)),
-    copy_s=st.floats(0, 50),
-    n_batch=st.integers(2, 40),
-)
-def test_from_the_crossover_on_the_device_is_faster_and_just_below_it_is_not(
-    host: Line, device: Line, copy_s: float, n_batch: int
-) -> None:
-    def is_faster(n_rows: int) -> bool:
-        return max(copy_s, device.at(n_rows)) < host.at(n_rows)
+def test_who_gives_a_load_up_is_heard_between_any_two_measurements(path: Path) -> None:
+    class GivenUp(Exception):
+        pass
 
-    found = crossover(host, device, copy_s, n_batch)
-    first = n_batch + 1 if found is None else found
-    assert first >= 1
-    assert all(is_faster(n) for n in range(first, n_batch + 1))
-    assert first == 1 or not is_faster(first - 1)
+    def load(n_calls: int) -> bool:
+        """Whether it came to an end, when it is given up at a call after everything was read."""
+        calls = 0
 
+        def tell(phase: Phase, done_bytes: int, total_bytes: int) -> None:
+            nonlocal calls
+            del done_bytes, total_bytes
+            calls += phase == "finalising"
+            if calls > n_calls:
+                raise GivenUp
 
-def test_a_line_goes_through_the_shorter_of_two_runs_at_few_and_many_rows() -> None:
-    asked: list[int] = []
-    line = measured_line(asked.append, 512, scripted(11.0, 10.0, 66.0, 80.0))
-    assert set(asked) == {8, 64}
-    assert line == Line(2.0, 1.0)
+        driver = EmulatedDriver(COMPILED)
+        model, cuda = opened(path, (3, 4), 0, driver)
+        assert model.allocate()
+        try:
+            model.load(tell, clock=lambda: float(calls))
+        except GivenUp:
+            return False
+        finally:
+            model.close()
+            assert driver.pinned_bytes == driver.n_waiting == cuda.held_bytes() == 0
+            assert model.host.allocations.given_bytes == 0
+        return True
+
+    # two copies; two runs of each of two sizes on both sides, and one before them
+    assert not any(load(n) for n in range(12))
+    assert load(99)
 
 
 class Rig:
@@ -234,7 +231,7 @@ def test_work_finds_the_weights_of_its_layer_also_after_a_batch_that_broke_off(
     whole = list(range(n_layer))
     seen: list[tuple[int, Bytes]] = []
     for layer in (*whole, *whole, *whole[: n_layer // 2], *whole):
-        rig.stream.take(layer)
+        rig.stream.take(layer, {})
         seen.append((layer, rig.read(layer)))
     rig.device.mark().wait()
     rig.stream.close()
@@ -244,8 +241,8 @@ def test_work_finds_the_weights_of_its_layer_also_after_a_batch_that_broke_off(
 def test_layers_that_stay_in_their_slots_are_brought_once() -> None:
     rig = Rig(2, EmulatedDriver(COMPILED))
     for _ in range(3):
-        rig.stream.take(0)
-        rig.stream.take(1)
+        rig.stream.take(0, {})
+        rig.stream.take(1, {})
     rig.stream.close()
     assert rig.stream.n_brought == 2
 
@@ -257,5 +254,5 @@ def test_an_error_of_a_copy_reaches_who_takes_the_layer() -> None:
 
     rig = Rig(2, Broken(COMPILED))
     with pytest.raises(RuntimeError, match="the device is gone"):
-        rig.stream.take(0)
+        rig.stream.take(0, {})
     rig.stream.close()

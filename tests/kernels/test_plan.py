@@ -1,7 +1,7 @@
 """Plans: values that live together share no bytes, splits over devices change nothing, fit is arithmetic."""
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 
 import hypothesis.strategies as st
@@ -14,6 +14,7 @@ from kernels.dtype import DType
 from kernels.memory import Bytes, HostMemory, Memory, host_array
 from kernels.ops.attention import Attention, StoreKV
 from kernels.ops.copy import Copy
+from kernels.ops.experts import Route
 from kernels.ops.op import F32, Array
 from kernels.ops.rope import Rotation
 from kernels.plan import NOT_STREAMED, Placement, Plan, PlanError, plan, plans, streamable
@@ -28,7 +29,8 @@ BOUNDS = {"n_tokens": 7, "n_outputs": 2, "n_seqs": 1, "n_pages": 2}
 N_EMBD, N_VOCAB, PAGE = 8, 12, 4
 
 
-def tiny_program(n_layer: int) -> Program:
+def tiny_program(n_layer: int, n_expert: int = 0) -> Program:
+    """n_expert: of which each row of each layer goes through two, where there are any."""
     g = ProgramBuilder(n_layer)
     tokens, positions, cells, rows, seen = (
         g.input(n, (N_TOKENS,)) for n in ("tokens", "positions", "cells", "rows", "seen")
@@ -55,6 +57,12 @@ def tiny_program(n_layer: int) -> Program:
             )
             x = g.matmul(mixed, g.weight(f"o.{layer}", (N_EMBD, 8), DType.F32), residual=x)
             x = g.gate(x, h, "silu")
+            if n_expert:
+                route = g.route(
+                    g.matmul(x, g.weight(f"router.{layer}", (n_expert, N_EMBD), DType.F32)), 2, "softmax"
+                )
+                weight = g.weight(f"experts.{layer}", (n_expert, N_EMBD, N_EMBD), DType.F32)
+                x = g.slot_sum(g.expert_matmul(x, weight, route, is_scaled=True), 2, residual=x)
     with g.in_layer(n_layer):
         g.output("logits", g.matmul(g.rows(x, outputs), table))
     return g.build()
@@ -79,15 +87,34 @@ def opened(devices: Iterable[str], machine: SimMachine | None) -> dict[str, Back
     return backends
 
 
-class Arrival:
-    """A segment that notes when it ran."""
+class Noted:
+    """A segment that notes what is there when it runs."""
 
-    def __init__(self, layer: int, arrived: list[int]) -> None:
-        self._layer = layer
-        self._arrived = arrived
+    def __init__(self, note: Callable[[Bounds], None]) -> None:
+        self._note = note
 
     def run(self, values: Bounds) -> None:
-        self._arrived.append(self._layer)
+        self._note(values)
+
+
+class Notes:
+    """Supplies nothing, and notes when it was asked to: layers, and experts that their routes chose."""
+
+    def __init__(self) -> None:
+        self.layers: list[int] = []
+        self.chosen: list[tuple[int, list[list[int]]]] = []  # by layer, of each row
+
+    def before(self, layer: int) -> Noted:
+        return Noted(lambda _: self.layers.append(layer))
+
+    def after(self, route: Route, ids: Memory) -> Noted:
+        def note(values: Bounds) -> None:
+            found = np.empty(shape_of(route.ids.shape, values), np.int32)
+            ids.download(found.reshape(-1).view(np.uint8))
+            assert self.layers[-1] == route.layer
+            self.chosen.append((route.layer, found.tolist()))
+
+        return Noted(note)
 
 
 def run(
@@ -96,11 +123,11 @@ def run(
     n_tokens: int = 5,
     machine: SimMachine | None = None,
     streamed: Mapping[int, str] = NOT_STREAMED,
+    notes: Notes | None = None,
 ) -> F32:
     backends = opened((placement.input, *placement.layers), machine)
     made = plans(program, placement, backends, [BOUNDS], streamed)[0]
-    arrived: list[int] = []
-    arrivals = {layer: Arrival(layer, arrived) for layer in streamed}
+    notes = notes or Notes()
     rng = np.random.default_rng(1)
     values = {
         name: rng.standard_normal(shape_of(t.shape, {})).astype(np.float32)
@@ -119,9 +146,9 @@ def run(
         states = {n: filled(homes[n], np.zeros(t.n_bytes({}), np.uint8)) for n, t in program.states.items()}
         # all bits set are NaNs
         graphs = {d: filled(d, np.full(n, 0xFF, np.uint8)) for d, n in made.graph_bytes.items()}
-        executable = made.bind(backends, graphs, weights, states, arrivals)
+        executable = made.bind(backends, graphs, weights, states, notes)
         logits = executable.run(inputs_of(n_tokens))["logits"].astype(np.float32)
-    assert arrived == sorted(streamed)
+    assert notes.layers == sorted(streamed)
     return logits
 
 
@@ -169,6 +196,44 @@ def test_layers_that_a_device_computes_for_the_host_give_the_same_result(
     for n_tokens in (7, 5, 1):
         alone = run(program, Placement(("a",) * 4, "a"), n_tokens)
         assert np.array_equal(run(program, placement, n_tokens, machine, streamed), alone)
+
+
+@pytest.mark.parametrize("on_host", [(0,), (0, 2), (1, 2)])
+def test_of_a_streamed_layer_it_is_told_which_experts_its_rows_use(
+    on_host: tuple[int, ...], machine: SimMachine
+) -> None:
+    program, notes = tiny_program(3, n_expert=5), Notes()
+    placement = Placement((*("a" if i in on_host else FAR[0] for i in range(3)), "a"), "a")
+    streamed = dict.fromkeys(on_host, FAR[0])
+    every = Notes()  # of all layers, on one device that the host cannot reach
+    alone = run(program, Placement(("a",) * 4, "a"), 6)
+    assert np.array_equal(run(program, placement, 6, machine, streamed, notes), alone)
+    run(program, Placement(("a", "a", "a", FAR[0]), "a"), 6, machine, dict.fromkeys(range(3), FAR[0]), every)
+    assert [layer for layer, _ in notes.chosen] == list(on_host)
+    assert notes.chosen == [one for one in every.chosen if one[0] in on_host]
+    assert all(len(rows) == 6 and len(set(row)) == 2 for _, rows in notes.chosen for row in rows)
+    assert all(0 <= expert < 5 for _, rows in notes.chosen for row in rows for expert in row)
+
+
+def test_to_be_timed_a_layer_is_cut_where_its_experts_can_be_put(machine: SimMachine) -> None:
+    program = tiny_program(1, n_expert=5)
+    backend = opened(("a",), machine)["a"]
+    made = plan(program, Placement(("a", "a"), "a"), {"a": backend}, BOUNDS)
+    with ExitStack() as stack:
+
+        def zeros(n_bytes: int) -> Memory:
+            buffer = backend.allocate(n_bytes, "test")
+            stack.callback(buffer.free)
+            return buffer.memory
+
+        weights = {(t.name, "a"): zeros(t.n_bytes({})) for t, _ in made.weights}
+        notes = Notes()
+        notes.before(0).run({})
+        segments = made.bind_layer(0, backend, zeros(made.graph_bytes["a"]), weights, notes.after)
+        for segment in segments:
+            segment.run(BOUNDS)
+    assert len(segments) == 3
+    assert notes.chosen == [(0, [[0, 1]] * 7)]  # rows of zeros choose the same
 
 
 def test_of_a_streamed_layer_only_what_touches_its_states_stays_on_the_host(machine: SimMachine) -> None:
