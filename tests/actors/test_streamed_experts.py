@@ -27,9 +27,10 @@ from kernels.ops.experts import ExpertMatmul, Route
 from kernels.ops.op import Op
 from kernels.tensor import N_TOKENS, Role, Tensor
 from tests.actors.sim_models import MIB, answers, serving, two_devices
-from tests.actors.test_streaming import DEVICE, FROM, OPTIONS, opened, planned_overhead_bytes, scripted
+from tests.actors.test_streaming import DEVICE, FROM, OPTIONS, opened, planned_overhead_bytes
 from tests.cuda import COMPILED
 from tests.golden import tiny as t
+from tests.unit.test_crossover import scripted
 
 POISON = 0xFF  # four of them are a NaN
 

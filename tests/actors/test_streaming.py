@@ -1,10 +1,9 @@
 """Layers of the host computed by a device: the host's tokens, memory as planned, from which batches on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from ctypes import memmove
 from dataclasses import replace
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ from kernels.tensor import Role, Tensor
 from tests.actors.sim_models import answers, serving
 from tests.cuda import COMPILED
 from tests.golden import tiny as t
+from tests.unit.test_crossover import scripted
 
 DEVICE = "cuda:0"
 OPTIONS = LoadOptions(n_ctx=96, n_batch=20, n_parallel=2)
@@ -129,12 +129,6 @@ def test_nothing_is_planned_where_no_layer_or_no_batch_would_be_streamed(path: P
         model, _ = opened(path, layers, stream_from)
         assert planned_overhead_bytes(model) == 0
         model.close()
-
-
-def scripted(*durations_s: float) -> Callable[[], float]:
-    """A clock by which one thing after the other takes so long, each asked for before and after."""
-    ticks = iter(accumulate(duration for one in durations_s for duration in (0.0, one)))
-    return lambda: next(ticks)
 
 
 def test_from_which_inputs_on_is_measured_at_the_load(path: Path) -> None:

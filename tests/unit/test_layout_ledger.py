@@ -73,6 +73,18 @@ def test_what_was_given_back_since_the_last_reading_is_free() -> None:
     assert free(ledger) == 800
 
 
+def test_what_a_load_gives_back_at_its_end_is_free_at_once() -> None:
+    ledger = ledger_of(reading(800, gpu=500))
+    ledger.promise("r", report(weights=0, cache=300, device="gpu"))
+    ledger.hold("r", report(weights=0, cache=300, device="gpu"), is_new=True)
+    assert free(ledger, "gpu") == 200
+    ledger.hold("r", report(weights=0, cache=120, device="gpu"), is_new=True)
+    assert free(ledger, "gpu") == 380
+    assert ledger.held_bytes("r")["gpu"] == 120
+    ledger.update(reading(800, gpu=380))
+    assert free(ledger, "gpu") == 380
+
+
 def test_an_adopted_model_is_in_the_reading_already() -> None:
     ledger = ledger_of(reading(800))
     ledger.hold("r", report(weights=0, cache=100), is_new=False)
