@@ -39,7 +39,7 @@ def opened(
 
 
 @pytest.mark.parametrize("layers", [(0, 1, 2), (1, 2), (0,)], ids=["all", "upper", "lower"])
-@pytest.mark.parametrize("variant", ["qwen3", "lfm2-last", "qwen3moe", "llama4"])
+@pytest.mark.parametrize("variant", ["qwen3", "lfm2-last", "qwen3moe", "llama4", "t5"])
 async def test_layers_on_a_device_give_the_tokens_of_the_host_alone(
     variant: str, layers: tuple[int, ...], tmp_path: Path
 ) -> None:

@@ -50,6 +50,7 @@ MODELS = {
     "gemma3": replace(t.VARIANTS["gemma3"], n_layer=N_LAYER, period=2),
     "lfm2": replace(t.VARIANTS["lfm2"], n_layer=N_LAYER),
     "llama4": replace(t.VARIANTS["llama4"], n_layer=N_LAYER, expert_step=2),
+    "t5": replace(t.VARIANTS["t5"], n_encoder=N_LAYER // 2, n_layer=N_LAYER // 2),
 }
 LAYOUTS = {
     "all on one": (A, A, A, A, A),
@@ -103,9 +104,10 @@ def requests(tiny: t.Tiny) -> list[Generate]:
         ("gemma3", OPTIONS),
         ("lfm2", OPTIONS),
         ("llama4", OPTIONS),
+        ("t5", OPTIONS),
         ("qwen3", LoadOptions(n_ctx=64, n_batch=16, n_parallel=3, kv_type="q8_0")),
     ],
-    ids=["llama", "tied", "q4_k", "gemma3", "lfm2", "llama4", "q8_0 cache"],
+    ids=["llama", "tied", "q4_k", "gemma3", "lfm2", "llama4", "t5", "q8_0 cache"],
 )
 async def test_every_layout_gives_the_tokens_of_the_host_alone(
     name: str,
