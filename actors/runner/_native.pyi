@@ -25,3 +25,20 @@ class RankedBpe:
 class ScoredBpe:
     def __init__(self, index: Index, ranks: I32, byte_ids: I32, unknown: int) -> None: ...
     def encode(self, text: bytes) -> list[int]: ...
+
+class Unigram:
+    def __init__(
+        self,
+        data: bytes,
+        starts: I64,
+        kinds: Bytes,
+        scores: npt.NDArray[np.float32],
+        byte_ids: I32,
+        unknown: int,
+        units: bytes,
+        texts: bytes,
+        add_prefix: bool,
+        collapses_spaces: bool,
+    ) -> None: ...
+    def normalise(self, text: bytes) -> bytes: ...
+    def encode(self, text: bytes) -> list[int]: ...

@@ -182,3 +182,23 @@ async def test_closing_ends_the_answers_under_way(tmp_path: Path, spec: ModelSpe
 async def read_all(stream: ItemStream) -> None:
     async for _ in stream:
         continue
+
+
+async def test_a_model_with_an_encoder_answers_text(tmp_path: Path) -> None:
+    path = tmp_path / "t5.gguf"
+    tiny = t.VARIANTS["t5"]
+    t.write(path, tiny, t.weights(tiny))
+    spec = ModelSpec("t5:latest", "sha256:1", str(path), path.stat().st_size)
+    prompt = "translate this  text"
+    request = Generate(prompt, Sampling(temperature=0), n_predict=9)
+    async with runner(tmp_path) as link:
+        _, measured = await load(link, spec)
+        assert (measured.n_layer, measured.n_ctx) == (tiny.n_encoder + tiny.n_layer, 64)
+        asked = await link.ask(Tokenize(prompt), Tokens)
+        assert asked.tokens[-1] == tiny.n_vocab - 1  # the end of the text
+        text, done = await generate(link, request)
+        again, known = await generate(link, request)
+        assert text
+        assert again == text
+        assert (done.prompt_tokens, done.cached_tokens, done.predicted_tokens) == (len(asked.tokens), 0, 9)
+        assert known.cached_tokens == known.prompt_tokens

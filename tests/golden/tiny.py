@@ -146,7 +146,7 @@ LLAMA3_HIGH_FREQ_FACTOR = 4.0
 LLAMA3_ORIGINAL_CONTEXT = 32
 
 
-START_TOKEN = 2  # of t5's decoder
+START_TOKEN = 0  # of t5's decoder
 N_ASKED = 45  # tokens of the prompt that its encoder is given: some are farther apart than buckets tell
 
 
@@ -317,7 +317,10 @@ def write(
         writer.add_decoder_block_count(tiny.n_layer)
         writer.add_relative_attn_buckets_count(tiny.n_bucket)
         writer.add_decoder_start_token_id(START_TOKEN)
-    add_vocabulary(writer, tiny.n_vocab)
+    if tiny.n_encoder:
+        add_unigrams(writer, tiny.n_vocab)
+    else:
+        add_vocabulary(writer, tiny.n_vocab)
     every = dict(tensors)
     if tiny.llama3_factor > 0:
         every["rope_freqs.weight"] = llama3_factors(tiny)
@@ -347,6 +350,22 @@ def add_vocabulary(writer: gguf.GGUFWriter, n_vocab: int) -> None:
     writer.add_token_types([1] * (len(letters) + 1) + [3] * (n_control + 1))
     writer.add_token_merges(["a b"])
     writer.add_eos_token_id(n_vocab - 1)
+
+
+def add_unigrams(writer: gguf.GGUFWriter, n_vocab: int) -> None:
+    """A unigram vocabulary: letters, some pairs that are likelier, and the words of small numbers."""
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    pairs = [a + b for a in "aeiou" for b in "nrst"]
+    texts = ["\u2581", *letters, *pairs, *(f"\u2581{a}" for a in letters)]
+    words = [f"\u2581n{i}" for i in range(n_vocab - len(texts) - 3)]
+    writer.add_tokenizer_model("t5")
+    writer.add_token_list(["<pad>", "<unk>", *texts, *words, "</s>"])
+    writer.add_token_types([3, 2] + [1] * (len(texts) + len(words)) + [3])
+    writer.add_token_scores([0.0, 0.0, *(-2.0 - 0.01 * i for i in range(len(texts) + len(words))), 0.0])
+    writer.add_unk_token_id(1)
+    writer.add_eos_token_id(n_vocab - 1)
+    writer.add_add_space_prefix(True)
+    writer.add_remove_extra_whitespaces(True)
 
 
 def byte_letters() -> list[str]:

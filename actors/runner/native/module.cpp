@@ -5,10 +5,12 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <cstring>
 #include <memory>
 
 #include "bpe.hpp"
 #include "strings.hpp"
+#include "unigram.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -20,6 +22,8 @@ using View = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::c
 using Starts = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Flags = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 std::span<const int32_t> span_of(const Ints& ints) { return {ints.data(), ints.size()}; }
 
@@ -70,6 +74,24 @@ int64_t first_bad_merge_of(const OwnedIndex& index, nb::bytes data, Starts start
     return first_bad_merge(index.index_, merges);
 }
 
+CharsMap chars_map_of(const nb::bytes& units, const nb::bytes& texts) {
+    std::vector<uint32_t> words(units.size() / sizeof(uint32_t));
+    if (!words.empty()) std::memcpy(words.data(), units.c_str(), words.size() * sizeof(uint32_t));
+    return CharsMap(std::move(words), std::string(view_of(texts)));
+}
+
+void make_unigram(Unigram* self, nb::bytes data, Starts starts, Flags kinds, Floats scores, Ints byte_ids,
+                  int32_t unknown, nb::bytes units, nb::bytes texts, bool add_prefix, bool collapses_spaces) {
+    const Strings tokens = strings_of(data, starts);
+    const auto n = static_cast<size_t>(tokens.n);
+    if (kinds.size() != n || scores.size() != n || byte_ids.size() != 256)
+        throw nb::value_error("kinds, scores or byte_ids have another length");
+    CharsMap chars = chars_map_of(units, texts);
+    const nb::gil_scoped_release release;
+    new (self) Unigram(tokens, {kinds.data(), n}, {scores.data(), n}, span_of(byte_ids), unknown, std::move(chars),
+                       {add_prefix, collapses_spaces});
+}
+
 }  // namespace
 }  // namespace text
 
@@ -111,6 +133,24 @@ NB_MODULE(_native, m) {
         .def(
             "encode",
             [](const ScoredBpe& self, nb::bytes text) {
+                const std::string_view view = view_of(text);
+                const nb::gil_scoped_release release;
+                return self.encode(view);
+            },
+            "text"_a);
+    nb::class_<Unigram>(m, "Unigram")
+        .def("__init__", &make_unigram, "data"_a, "starts"_a, "kinds"_a, "scores"_a, "byte_ids"_a, "unknown"_a,
+             "units"_a, "texts"_a, "add_prefix"_a, "collapses_spaces"_a)
+        .def(
+            "normalise",
+            [](const Unigram& self, nb::bytes text) {
+                const std::string out = self.normalise(view_of(text));
+                return nb::bytes(out.data(), out.size());
+            },
+            "text"_a)
+        .def(
+            "encode",
+            [](const Unigram& self, nb::bytes text) {
                 const std::string_view view = view_of(text);
                 const nb::gil_scoped_release release;
                 return self.encode(view);

@@ -26,6 +26,8 @@ from kernels.ops.op import I32
 
 MAX_PIECE_CHARS = 1024  # of a SentencePiece token; bounds the work for each pair of neighbours
 NO_TOKEN = -1
+# to native `Unigram` PLAIN, UNUSED and USER; all others are no text
+_PIECE_TYPES = (TokenType.NORMAL, TokenType.UNUSED, TokenType.USER_DEFINED)
 _CONTINUED = "##"  # how the library marks a WordPiece token inside a word
 _ANY_WORD = "?"  # the one token of a library tokenizer that is asked for words only
 
@@ -91,10 +93,8 @@ class SentencePieceEngine:
             skip[unknown] = 0
         index = _native.Index(tokens.data, tokens.starts, skip)
         byte_ids = np.array([index.find(b"<0x%02X>" % byte) for byte in range(256)], np.int32)
-        for token_id in vocabulary.ids_of(TokenType.BYTE):
-            byte = token_byte(tokens[token_id])
-            if byte is not None:
-                byte_ids[byte] = token_id
+        typed_ids = _byte_ids(vocabulary)
+        byte_ids = np.where(typed_ids == NO_TOKEN, byte_ids, typed_ids)
         absent = np.flatnonzero(byte_ids == NO_TOKEN)
         if unknown is None and absent.size:
             raise ModelError(
@@ -107,6 +107,45 @@ class SentencePieceEngine:
     def encode(self, text: str) -> list[int]:
         """Token ids of well-formed text."""
         return self._bpe.encode(text.replace(" ", WORD_START).encode())
+
+
+class UnigramEngine:
+    """SentencePiece unigram (`t5`): the pieces whose log-probabilities add up to the most.
+
+    arXiv:1804.10959; the text is normalised before, as the file says.  Characters that are no piece become
+    the tokens of their bytes, or one unknown token for all that stand together.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        """ModelError for a vocabulary without scores or an unknown token, or damaged replacements."""
+        if vocabulary.scores is None:
+            raise ModelError(f"no {KEY}scores in the file, which {KEY}model t5 needs", where=WHERE)
+        if vocabulary.unk_id is None:
+            raise ModelError(f"no {KEY}unknown_token_id in the file, which {KEY}model t5 needs", where=WHERE)
+        _check_lengths(vocabulary)
+        kinds = np.zeros(len(vocabulary.tokens), np.uint8)
+        for kind, token_type in enumerate(_PIECE_TYPES, 1):
+            kinds[vocabulary.ids_of(token_type)] = kind
+        units, texts = _replacements(vocabulary.replaced)
+        try:
+            self._unigram = _native.Unigram(
+                vocabulary.tokens.data,
+                vocabulary.tokens.starts,
+                kinds,
+                vocabulary.scores,
+                _byte_ids(vocabulary),
+                vocabulary.unk_id,
+                units,
+                texts,
+                vocabulary.add_space_prefix,
+                vocabulary.collapses_spaces,
+            )
+        except ValueError as exc:
+            raise _damaged(str(exc)) from exc
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of well-formed text."""
+        return self._unigram.encode(text.encode())
 
 
 class WordPieceEngine:
@@ -145,10 +184,13 @@ def build_engine(vocabulary: Vocabulary, rules: Rules | None) -> Engine:
         return SentencePieceEngine(vocabulary)
     if vocabulary.model == "bert":
         return WordPieceEngine(vocabulary)
+    if vocabulary.model == "t5":
+        return UnigramEngine(vocabulary)
     raise Unsupported(
         f"{KEY}model is {vocabulary.model!r}, which is not known",
         where=WHERE,
-        mend="known are gpt2 (byte-level BPE), llama (SentencePiece BPE) and bert (WordPiece)",
+        mend="known are gpt2 (byte-level BPE), llama (SentencePiece BPE), bert (WordPiece) and t5 "
+        "(SentencePiece unigram)",
     )
 
 
@@ -168,12 +210,34 @@ def _control_flags(vocabulary: Vocabulary, min_chars: int) -> npt.NDArray[np.uin
     return flags
 
 
-def _ranks(vocabulary: Vocabulary) -> I32:
-    """[n_vocab]: how many better scores there are, for tokens that text can join to; -1 for the others."""
-    if vocabulary.scores is None:
-        raise ModelError(f"no {KEY}scores in the file, which {KEY}model llama needs", where=WHERE)
-    # control, unknown and byte tokens never come of text: "<s>" typed by a user stays three characters
-    texts = vocabulary.ids_of(TokenType.NORMAL, TokenType.UNUSED, TokenType.USER_DEFINED)
+def _byte_ids(vocabulary: Vocabulary) -> I32:
+    """[256]: the token for each byte that has one, NO_TOKEN for the others."""
+    found = np.full(256, NO_TOKEN, np.int32)
+    for token_id in vocabulary.ids_of(TokenType.BYTE):
+        byte = token_byte(vocabulary.tokens[token_id])
+        if byte is not None:
+            found[byte] = token_id
+    return found
+
+
+def _replacements(raw: bytes) -> tuple[bytes, bytes]:
+    """Of SentencePiece's compiled map the units of its double array, and the texts that they lead to."""
+    if not raw:
+        return b"", b""
+    n_bytes = int.from_bytes(raw[:4], "little")
+    if len(raw) < 4 or n_bytes % 4 or not 0 < n_bytes <= len(raw) - 4:
+        raise _damaged(f"{len(raw)} bytes, of which an array of {n_bytes} is said to be")
+    return raw[4 : 4 + n_bytes], raw[4 + n_bytes :]
+
+
+def _damaged(what: str) -> ModelError:
+    return ModelError(
+        f"{KEY}precompiled_charsmap is damaged: {what}", where=WHERE, mend="convert the model again"
+    )
+
+
+def _check_lengths(vocabulary: Vocabulary) -> None:
+    """ModelError for a token of more than MAX_PIECE_CHARS."""
     for token_id in np.flatnonzero(np.diff(vocabulary.tokens.starts) > MAX_PIECE_CHARS).tolist():
         n_chars = len(vocabulary.tokens[token_id])
         if n_chars > MAX_PIECE_CHARS:
@@ -181,6 +245,15 @@ def _ranks(vocabulary: Vocabulary) -> I32:
                 f"{KEY}tokens: token {token_id} has {n_chars} characters, the most is {MAX_PIECE_CHARS}",
                 where=WHERE,
             )
+
+
+def _ranks(vocabulary: Vocabulary) -> I32:
+    """[n_vocab]: how many better scores there are, for tokens that text can join to; -1 for the others."""
+    if vocabulary.scores is None:
+        raise ModelError(f"no {KEY}scores in the file, which {KEY}model llama needs", where=WHERE)
+    # control, unknown and byte tokens never come of text: "<s>" typed by a user stays three characters
+    texts = vocabulary.ids_of(TokenType.NORMAL, TokenType.UNUSED, TokenType.USER_DEFINED)
+    _check_lengths(vocabulary)
     ranks = np.full(len(vocabulary.tokens), NO_TOKEN, np.int32)
     ranks[texts] = np.unique(-vocabulary.scores[texts], return_inverse=True)[1]
     return ranks

@@ -53,7 +53,7 @@ def _spaced(text: str) -> bytes:
 
 
 _TEXT_BYTES: Mapping[str, TextBytes] = MappingProxyType(
-    {"gpt2": _byte_level, "llama": _spaced, "bert": _spaced}
+    {"gpt2": _byte_level, "llama": _spaced, "bert": _spaced, "t5": _spaced}
 )
 
 

@@ -25,12 +25,16 @@ class Tokenizer:
         self._vocabulary = vocabulary
         self._engine = engine
         self._adds_prefix = vocabulary.model == "llama" and vocabulary.add_space_prefix
-        self._strips_prefix = vocabulary.model == "bert" or self._adds_prefix
+        # the engine of t5 puts it there itself, for only behind its other rules there is a beginning
+        has_prefix = vocabulary.model in ("llama", "t5") and vocabulary.add_space_prefix
+        self._strips_prefix = vocabulary.model == "bert" or has_prefix
         self._control_ids = frozenset(vocabulary.ids_of(TokenType.CONTROL, TokenType.UNKNOWN))
         user_ids = vocabulary.ids_of(TokenType.USER_DEFINED)
         self._mark_ids = self._control_ids.union(user_ids)
-        self._user_marks = Marks({vocabulary.tokens[i]: i for i in user_ids})
-        self._all_marks = Marks({vocabulary.tokens[i]: i for i in sorted(self._mark_ids)})
+        # those that users define are pieces to t5's engine, of which rules for spaces know
+        found_ids = self._control_ids if vocabulary.model == "t5" else self._mark_ids
+        self._user_marks = Marks({vocabulary.tokens[i]: i for i in user_ids if i in found_ids})
+        self._all_marks = Marks({vocabulary.tokens[i]: i for i in sorted(found_ids)})
         self._space_eaters = _space_eaters(vocabulary, self._mark_ids)
         self.n_vocab: int = len(vocabulary.tokens)
         self.bos_id: int | None = None if rules is not None and not rules.has_bos else vocabulary.bos_id

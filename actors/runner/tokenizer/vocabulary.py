@@ -17,6 +17,7 @@ from actors.runner.gguf.strings import StringArray
 
 KEY = "tokenizer.ggml."
 WHERE = "runner.tokenizer"
+USUAL_UNKNOWN = {"llama": 0, "bert": 100, "t5": 2}  # token, where a file names none
 NO_TOKEN = (-1, 0xFFFFFFFF)  # how writers say "there is none" in a signed and an unsigned field
 
 # Texts that end a turn or a document in the models there are.  As control tokens they end generation even
@@ -49,7 +50,7 @@ class TokenType(enum.IntEnum):
 class Vocabulary:
     """The tokens of a model and the roles some of them have."""
 
-    model: str  # "gpt2", "llama", "bert"
+    model: str  # "gpt2", "llama", "bert", "t5"
     pre: str  # name of the pre-tokenizer, "default" when the file has none
     name: str  # general.name, lower case: some models' rules hang on it
     tokens: StringArray  # [n_vocab]
@@ -66,6 +67,8 @@ class Vocabulary:
     add_eos: bool | None
     add_sep: bool | None
     add_space_prefix: bool
+    collapses_spaces: bool  # runs of spaces become one, those at both ends go
+    replaced: bytes  # SentencePiece's compiled replacements of characters; empty: there are none
 
     def ids_of(self, *types: TokenType) -> list[int]:
         """Tokens of any of these types, ascending."""
@@ -84,10 +87,10 @@ def read_vocabulary(meta: Mapping[str, object]) -> Vocabulary:
         raise ModelError(
             f"no {KEY}tokens in the file", where=WHERE, mend="convert the model with its tokenizer"
         )
-    is_spm, is_bert = model == "llama", model == "bert"
+    is_spm, is_bert, is_t5 = model == "llama", model == "bert", model == "t5"
     bos_id = _token_id(meta, "bos_token_id", len(tokens), 1 if is_spm else None)
-    eos_id = _token_id(meta, "eos_token_id", len(tokens), 2 if is_spm else None)
-    unk_id = _token_id(meta, "unknown_token_id", len(tokens), 0 if is_spm else 100 if is_bert else None)
+    eos_id = _token_id(meta, "eos_token_id", len(tokens), 2 if is_spm else 1 if is_t5 else None)
+    unk_id = _token_id(meta, "unknown_token_id", len(tokens), USUAL_UNKNOWN.get(model))
     cls_id = _token_id(meta, "cls_token_id", len(tokens), 101 if is_bert and bos_id is None else bos_id)
     sep_id = _token_id(meta, "seperator_token_id", len(tokens), 102 if is_bert and eos_id is None else eos_id)
     special_ids = [i for i in (bos_id, eos_id, cls_id, sep_id, unk_id) if i is not None]
@@ -108,9 +111,11 @@ def read_vocabulary(meta: Mapping[str, object]) -> Vocabulary:
         sep_id=sep_id,
         eog_ids=_eog_ids(tokens, types, [i for i in named if i is not None]),
         add_bos=_scalar(meta, KEY + "add_bos_token", bool),
-        add_eos=_scalar(meta, KEY + "add_eos_token", bool),
+        add_eos=is_t5 if (said := _scalar(meta, KEY + "add_eos_token", bool)) is None else said,
         add_sep=_scalar(meta, KEY + "add_sep_token", bool),
         add_space_prefix=_adds_space_prefix(meta),
+        collapses_spaces=bool(_scalar(meta, KEY + "remove_extra_whitespaces", bool)),
+        replaced=_replaced(meta),
     )
 
 
@@ -133,6 +138,16 @@ def _adds_space_prefix(meta: Mapping[str, object]) -> bool:
     """SentencePiece's `add_dummy_prefix`; gemma's vocabularies have none, and not every converter says so."""
     said = _scalar(meta, KEY + "add_space_prefix", bool)
     return meta.get("general.architecture") != "gemma3" if said is None else said
+
+
+def _replaced(meta: Mapping[str, object]) -> bytes:
+    key = KEY + "precompiled_charsmap"
+    value = np.asarray(meta.get(key, ()))
+    if value.size == 0:
+        return b""
+    if value.ndim != 1 or value.dtype.kind not in "iu" or value.dtype.itemsize != 1:
+        raise ModelError(f"{key} is of type {value.dtype}, expected an array of bytes", where=WHERE)
+    return value.tobytes()
 
 
 def _token_id(meta: Mapping[str, object], name: str, n_vocab: int, default: int | None) -> int | None:
