@@ -41,6 +41,7 @@ from kernels.tensor import N_OUTPUTS, N_PAGES, N_SEQS, N_SOURCE, N_SOURCE_PAGES,
 
 DEFAULT_N_CTX = 4096
 DEFAULT_N_BATCH = 512
+MAX_N_BATCH = 1 << 15  # a grid of CUDA has 65,535 rows at most
 NEVER: Final = sys.maxsize  # rows of a batch that no batch has
 N_DRAFT_ROWS = 16  # drafted inputs of one batch, over all sequences: each has logits of its own
 KV_TYPES: Mapping[str, DType] = {
@@ -84,7 +85,7 @@ class Model:
         self.page_size = PAGE_SIZE
         has_encoder = self.hparams.n_encoder > 0
         self.n_ctx, self.n_pages = pool_of(options, self.hparams.n_ctx_train, has_encoder=has_encoder)
-        self.n_batch = min(options.n_batch or DEFAULT_N_BATCH, self.n_ctx)
+        self.n_batch = min(options.n_batch or DEFAULT_N_BATCH, self.n_ctx, MAX_N_BATCH)
         if (
             has_encoder
         ):  # which reads the longest prompt at once, with whole pages and the decoder's first input
@@ -383,6 +384,8 @@ def pool_of(options: LoadOptions, n_ctx_train: int, *, has_encoder: bool = False
     Behind an encoder a prompt may be as long as that, and so may an answer.
     """
     n_ctx = min(options.n_ctx or DEFAULT_N_CTX, n_ctx_train)
+    if has_encoder:
+        n_ctx = min(n_ctx, MAX_N_BATCH)
     whole = -(-n_ctx // PAGE_SIZE) * PAGE_SIZE  # a sequence ends within a page of its own
     whole *= 2 if has_encoder else 1
     return n_ctx, -(-pool_cells(whole, options.n_parallel or 1) // PAGE_SIZE)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from kernels.backend import Backend, Binding
+from kernels.backend import CONTEXT, Backend, Binding
 from kernels.checks import check_ops, refusal_of, values_within
 from kernels.cuda import attending, fuse, launches, works
-from kernels.cuda.driver import Driver, Graph, Pointer, Work
+from kernels.cuda.driver import Driver, Gemm, Graph, Pointer, Work
 from kernels.cuda.memory import CudaBuffer, CudaMemory
 from kernels.memory import Allocations, Bytes, OutOfMemory, Pending
 from kernels.ops.attention import Attention, StoreKV
@@ -73,8 +73,11 @@ class CudaBackend:
         return own_bytes
 
     def open(self) -> None:
-        """Make the context."""
-        self._driver.open()
+        """Make the context; OutOfMemory when the device has no room for it."""
+        try:
+            self._driver.open()
+        except MemoryError as exc:
+            raise OutOfMemory(self._name, self.context_bytes, CONTEXT, str(exc)) from exc
 
     def close(self) -> None:
         """Give it back."""
@@ -120,9 +123,15 @@ class CudaBackend:
         return self._driver.mark()
 
     def bind(self, binding: Binding) -> "CudaSegment":
-        """Check and resolve everything; ValueError says which tensor of which op does not fit, and why."""
+        """Check and resolve everything; ValueError says which tensor of which op does not fit, and why.
+
+        OutOfMemory when the device has no room for the kernels, which are part of the context.
+        """
         check_ops(self, binding)
-        return CudaSegment(self._driver, binding)
+        try:
+            return CudaSegment(self._driver, binding)
+        except MemoryError as exc:
+            raise OutOfMemory(self._name, self.context_bytes, CONTEXT, str(exc)) from exc
 
 
 class CudaSegment:
@@ -151,7 +160,9 @@ class CudaSegment:
         most = self._works(binding.bounds)
         driver.prepare(most)
         is_small = binding.bounds.get(N_TOKENS.name, 0) <= GRAPH_ROWS
-        self._graph: Graph | None = driver.record(most) if is_small else None
+        # the library has a workspace of its own, which nothing may record
+        can_record = is_small and not any(isinstance(work, Gemm) for work in most)
+        self._graph: Graph | None = driver.record(most) if can_record else None
         self._kept: dict[tuple[int, ...], Sequence[Work]] = {}
 
     def run(self, values: Bounds) -> None:

@@ -57,6 +57,22 @@ def test_a_cache_of_f16_changes_the_logits_little(
     expect_golden(variant, Bound(model_path, any_backend, cache_dtype=DType.F16), MAX_RELATIVE_ERROR_F16)
 
 
+def test_a_plan_for_few_rows_gives_the_same_logits(
+    variant: str, model_path: Path, any_backend: Backend
+) -> None:
+    """Which CUDA fuses, and records."""
+    golden = json.loads((HERE / f"{variant}.json").read_text())
+    source, tokens = inputs_of(variant)
+    model = Bound(model_path, any_backend, n_batch=4)
+    slot = model.open(len(source))
+    logits = np.empty((0, 0), np.float32)
+    for start in range(0, len(tokens), 4):
+        front = [] if start else padded(source)
+        logits = model.feed((slot, [*front, *tokens[start : start + 4]]))
+    expected = np.array(golden["logits"][-1], np.float32)
+    assert np.abs(logits[0] - expected).max() <= MAX_RELATIVE_ERROR * np.abs(expected).max()
+
+
 def greedy(
     model: Bound, source: list[int], prompt: list[int], cuts: list[int], n_predict: int = 12
 ) -> list[int]:

@@ -150,7 +150,7 @@ def test_a_gpu_that_went_away_before_its_check_is_refused(drivers: Drivers) -> N
 
 def test_a_gpu_too_old_for_the_kernels_is_named_and_not_tried(drivers: Drivers) -> None:
     report = Cuda().look(drivers(cupy={"devices": [{"major": 5, "minor": 2}]}, nvml={"gpus": [GPU]}))
-    assert only(report).reason == "its compute capability is 5.2, kernels need 6.1"
+    assert only(report).reason == "its compute capability is 5.2, kernels need 7.5"
     assert report.unchecked == ()
 
 

@@ -17,7 +17,7 @@ from actors.runner.probe.nvml import Nvml, NvmlDevice, read_nvml
 from actors.runner.probe.report import Surroundings, failed, find_device, refuse
 
 LIBRARY: Final = "cuda"
-LEAST_COMPUTE: Final = (6, 1)  # dp4a, the dot product of bytes that all quantised kernels are made of
+LEAST_COMPUTE: Final = (7, 5)  # the tensor cores that attention over prompts is made for
 NO_DRIVER: Final = "install NVIDIA's driver, and start a container with --gpus all"
 
 
