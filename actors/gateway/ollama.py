@@ -33,6 +33,7 @@ class Counts(TypedDict, total=False):
     total_duration: int
     load_duration: int
     prompt_eval_count: int
+    prompt_cached_count: int
     prompt_eval_duration: int
     eval_count: int
     eval_duration: int
@@ -166,6 +167,7 @@ def _counts(outcome: Outcome | None) -> Counts:
         "total_duration": duration_ns(outcome.total_s),
         "load_duration": duration_ns(outcome.load_s),
         "prompt_eval_count": finished.prompt_tokens,
+        "prompt_cached_count": finished.cached_tokens,
         "prompt_eval_duration": duration_ns(finished.prompt_s),
         "eval_count": finished.predicted_tokens,
         "eval_duration": duration_ns(finished.predict_s),

@@ -14,12 +14,19 @@ def new_id(prefix: str) -> str:
     return f"{prefix}-{secrets.token_hex(12)}"
 
 
+class PromptDetailsShape(Shape, frozen=True):
+    """Of the prompt's tokens, those that had been computed before."""
+
+    cached_tokens: int
+
+
 class UsageShape(Shape, frozen=True):
-    """Tokens counted."""
+    """Tokens counted; details where there are any."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptDetailsShape | None = None
 
 
 class ChatLogprobsShape(Shape, frozen=True):
@@ -105,7 +112,8 @@ class ModelShape(Shape, frozen=True, kw_only=True):
 def usage_shape(finished: Finished) -> UsageShape:
     """What was counted."""
     n_prompt, n_predicted = finished.prompt_tokens, finished.predicted_tokens
-    return UsageShape(n_prompt, n_predicted, n_prompt + n_predicted)
+    details = PromptDetailsShape(finished.cached_tokens) if finished.cached_tokens else None
+    return UsageShape(n_prompt, n_predicted, n_prompt + n_predicted, details)
 
 
 def chat_logprobs(entries: Sequence[Logprob]) -> ChatLogprobsShape | None:

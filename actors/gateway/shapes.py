@@ -100,6 +100,7 @@ class AnswerShape(Shape, frozen=True, kw_only=True):
     total_duration: int = 0
     load_duration: int = 0
     prompt_eval_count: int = 0
+    prompt_cached_count: int = 0  # of them, those that had been computed before
     prompt_eval_duration: int = 0
     eval_count: int = 0
     eval_duration: int = 0

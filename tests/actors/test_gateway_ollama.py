@@ -56,6 +56,7 @@ async def test_generate_streams_a_line_per_chunk_and_counts_last(rig: Rig) -> No
         "done_reason": "stop",
         "context": [1, 2, 3],
         "prompt_eval_count": 7,
+        "prompt_cached_count": 2,
         "prompt_eval_duration": 250_000_000,
         "eval_count": 4,
         "eval_duration": 500_000_000,
@@ -79,7 +80,7 @@ async def test_chat_streams_messages_and_counts_last(rig: Rig) -> None:
     assert all(set(part) == {"model", "created_at", "message", "done"} for part in parts)
     assert set(last) == {
         "model", "created_at", "message", "done", "done_reason", "total_duration", "load_duration",
-        "prompt_eval_count", "prompt_eval_duration", "eval_count", "eval_duration",
+        "prompt_eval_count", "prompt_cached_count", "prompt_eval_duration", "eval_count", "eval_duration",
     }  # fmt: skip
     assert last["message"] == {"role": "assistant", "content": ""}
     assert (last["done"], last["done_reason"]) == (True, "stop")

@@ -45,6 +45,14 @@ def error(response: httpx.Response) -> tuple[int, str, str]:
     return response.status_code, body["type"], body["message"]
 
 
+USAGE = {
+    "prompt_tokens": 7,
+    "completion_tokens": 4,
+    "total_tokens": 11,
+    "prompt_tokens_details": {"cached_tokens": 2},
+}
+
+
 async def test_a_chat_completion_has_every_field(rig: Rig) -> None:
     answer = (await rig.post(CHAT_PATH, CHAT)).json()
     assert answer.pop("id").startswith("chatcmpl-")
@@ -60,7 +68,7 @@ async def test_a_chat_completion_has_every_field(rig: Rig) -> None:
                 "finish_reason": "stop",
             }
         ],
-        "usage": {"prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11},
+        "usage": USAGE,
     }
 
 
@@ -85,7 +93,7 @@ async def test_usage_comes_in_a_chunk_of_its_own_when_asked_for(
     asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
     last = events(await rig.post(path, asked))[-1]
     assert last["choices"] == []
-    assert last["usage"] == {"prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11}
+    assert last["usage"] == USAGE
 
 
 async def test_a_completion_has_every_field(rig: Rig) -> None:
@@ -97,7 +105,7 @@ async def test_a_completion_has_every_field(rig: Rig) -> None:
         "model": "tiny",
         "system_fingerprint": "fp_ollama",
         "choices": [{"text": "Hello, world!", "index": 0, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11},
+        "usage": USAGE,
     }
     assert rig.runner.requests[0].prompt == "[user]hi[assistant]"
 

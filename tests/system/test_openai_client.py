@@ -37,6 +37,25 @@ def test_a_chat_completion_answers_as_the_native_api_does(runtime: Runtime, clie
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
 
+def test_a_next_turn_shows_how_much_of_it_was_computed_before(client: openai.OpenAI) -> None:
+    asked: list[ChatCompletionMessageParam] = [
+        {"role": "user", "content": "What are you, and what does your scheduler do with memory? " * 4}
+    ]
+    first = client.chat.completions.create(model=MODEL, messages=asked, max_tokens=4)
+    turn: list[ChatCompletionMessageParam] = [
+        *asked,
+        {"role": "assistant", "content": first.choices[0].message.content},
+        {"role": "user", "content": "And why?"},
+    ]
+    second = client.chat.completions.create(model=MODEL, messages=turn, max_tokens=4)
+    assert first.usage is not None
+    assert second.usage is not None
+    assert second.usage.prompt_tokens_details is not None
+    n_cached = second.usage.prompt_tokens_details.cached_tokens
+    assert n_cached is not None
+    assert first.usage.prompt_tokens - 32 <= n_cached < second.usage.prompt_tokens
+
+
 def test_a_streamed_chat_says_the_same_in_parts_with_usage(client: openai.OpenAI) -> None:
     whole = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0)
     parts = list(
