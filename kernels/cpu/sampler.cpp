@@ -1,10 +1,13 @@
 #include "sampler.hpp"
 
+#include "../cuda/shares.cuh"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <stdexcept>
 
 namespace cpu {
 namespace {
@@ -15,7 +18,7 @@ constexpr double kMinTemperature = 1e-7;
 struct Candidate {
     int64_t id;
     double logit;
-    double weight;  // exp((logit - highest) / temperature)
+    uint64_t weight;  // exp((logit - highest) / temperature), as `weight_of` has it
 };
 
 // More likely first; of equals the lower id.
@@ -91,7 +94,7 @@ std::vector<Candidate> most_likely(const float* logits, int64_t n_vocab, const S
         if (scanned.maxima[block] < least) continue;
         const int64_t begin = static_cast<int64_t>(block) * kBlock;
         for (int64_t id = begin; id < std::min(begin + kBlock, n_vocab); id++) {
-            if (logits[id] >= least) found.push_back({id, static_cast<double>(logits[id]), 0.0});
+            if (logits[id] >= least) found.push_back({id, static_cast<double>(logits[id]), 0});
         }
     }
     if (found.size() > k) {
@@ -111,14 +114,14 @@ std::vector<Candidate> most_likely(const std::vector<double>& logits, size_t k) 
             std::pop_heap(held.begin(), held.end(), before);
             held.pop_back();
         }
-        held.push_back({static_cast<int64_t>(id), logits[id], 0.0});
+        held.push_back({static_cast<int64_t>(id), logits[id], 0});
         std::push_heap(held.begin(), held.end(), before);
     }
     return held;
 }
 
-double total_weight(const std::vector<Candidate>& candidates) {
-    double total = 0.0;
+uint64_t total_weight(const std::vector<Candidate>& candidates) {
+    uint64_t total = 0;
     for (const Candidate& c : candidates) total += c.weight;
     return total;
 }
@@ -143,56 +146,45 @@ Counts count_recent(const int32_t* history, int64_t n_history, const SamplingPar
     return counts;
 }
 
-// Locally typical sampling: the candidates whose surprise is nearest to the expected one.
-void keep_typical(std::vector<Candidate>& candidates, double highest, double temperature, double typical_p) {
-    const double total = total_weight(candidates), log_total = std::log(total);
-    const auto surprise = [=](const Candidate& c) { return log_total - (c.logit - highest) / temperature; };
-    double entropy = 0.0;
-    for (const Candidate& c : candidates) {
-        if (c.weight > 0.0) entropy += c.weight / total * surprise(c);
-    }
-    std::stable_sort(candidates.begin(), candidates.end(), [&](const Candidate& a, const Candidate& b) {
-        return std::fabs(surprise(a) - entropy) < std::fabs(surprise(b) - entropy);
-    });
-    double mass = 0.0;
-    size_t n_kept = 0;
-    while (n_kept < candidates.size() && !(mass > typical_p)) mass += candidates[n_kept++].weight / total;
-    candidates.resize(n_kept);
-    std::sort(candidates.begin(), candidates.end(), by_id);
-}
-
-// The smallest set of most likely candidates with more than top_p of the weight.  A heap gives them one by
-// one, since few are needed of many.
-void keep_top_p(std::vector<Candidate>& candidates, double top_p) {
-    const double wanted = top_p * total_weight(candidates);
-    const auto after = [](const Candidate& a, const Candidate& b) { return before(b, a); };
+// The first of `order` with more than `wanted` of weight, by id again.  A heap gives them one by one, since few are
+// needed of many.
+template <class Before>
+void keep_first(std::vector<Candidate>& candidates, double wanted, Before order) {
+    const auto after = [&](const Candidate& a, const Candidate& b) { return order(b, a); };
     std::make_heap(candidates.begin(), candidates.end(), after);
     auto rest = candidates.end();
-    double mass = 0.0;
+    uint64_t mass = 0;
     do {
         std::pop_heap(candidates.begin(), rest, after);
         mass += (--rest)->weight;
-    } while (rest != candidates.begin() && !(mass > wanted));
+    } while (rest != candidates.begin() && !(static_cast<double>(mass) > wanted));
     candidates.erase(candidates.begin(), rest);
     std::sort(candidates.begin(), candidates.end(), by_id);
 }
 
-double heaviest(const std::vector<Candidate>& candidates) {
-    double top = 0.0;
+// Locally typical sampling: the candidates whose surprise is nearest to the expected one.
+void keep_typical(std::vector<Candidate>& candidates, double highest, double temperature, double typical_p) {
+    const auto scaled = [=](const Candidate& c) { return (c.logit - highest) / temperature; };
+    const double total = static_cast<double>(total_weight(candidates));
+    uint64_t moment = 0;
+    for (const Candidate& c : candidates) moment += moment_of(c.weight, scaled(c));
+    const double mean = static_cast<double>(moment) / total;
+    const auto distance = [=](const Candidate& c) { return std::fabs(-scaled(c) - mean); };
+    keep_first(candidates, typical_p * total, [&](const Candidate& a, const Candidate& b) {
+        const double of_a = distance(a), of_b = distance(b);
+        return of_a != of_b ? of_a < of_b : a.id < b.id;
+    });
+}
+
+uint64_t heaviest(const std::vector<Candidate>& candidates) {
+    uint64_t top = 0;
     for (const Candidate& c : candidates) top = std::max(top, c.weight);
     return top;
 }
 
-double uniform(uint64_t seed, uint64_t position) {
-    const auto word = [](uint64_t x, int shift) { return static_cast<uint32_t>(x >> shift); };
-    const std::array<uint32_t, 4> r =
-        philox({word(position, 0), word(position, 32), 0, 0}, {word(seed, 0), word(seed, 32)});
-    return static_cast<double>((static_cast<uint64_t>(r[1]) << 32 | r[0]) >> 11) * 0x1.0p-53;
-}
-
-int64_t draw(const std::vector<Candidate>& candidates, double u) {
-    const double target = u * total_weight(candidates);
-    double mass = 0.0;
+int64_t draw(const std::vector<Candidate>& candidates, uint64_t seed, uint64_t position) {
+    const uint64_t target = target_of(seed, position, total_weight(candidates));
+    uint64_t mass = 0;
     for (const Candidate& c : candidates) {
         mass += c.weight;
         if (mass > target) return c.id;
@@ -204,14 +196,15 @@ int64_t draw(const std::vector<Candidate>& candidates, double u) {
 // candidates: ids ascending, the top k already taken.
 int64_t choose(std::vector<Candidate> candidates, double highest, const SamplingParams& p) {
     const double temperature = std::max(p.temperature, kMinTemperature);
-    for (Candidate& c : candidates) c.weight = std::exp((c.logit - highest) / temperature);
-    if (p.typical_p < 1.0) keep_typical(candidates, highest, temperature, p.typical_p);
-    if (p.top_p < 1.0) keep_top_p(candidates, std::max(p.top_p, 0.0));
+    for (Candidate& c : candidates) c.weight = weight_of((c.logit - highest) / temperature);
+    if (p.typical_p < 1.0) keep_typical(candidates, highest, temperature, std::max(p.typical_p, 0.0));
+    if (p.top_p < 1.0)
+        keep_first(candidates, std::max(p.top_p, 0.0) * static_cast<double>(total_weight(candidates)), before);
     if (p.min_p > 0.0) {
-        const double floor = std::min(p.min_p, 1.0) * heaviest(candidates);
-        std::erase_if(candidates, [=](const Candidate& c) { return c.weight < floor; });
+        const double floor = std::min(p.min_p, 1.0) * static_cast<double>(heaviest(candidates));
+        std::erase_if(candidates, [=](const Candidate& c) { return static_cast<double>(c.weight) < floor; });
     }
-    return draw(candidates, uniform(p.seed, p.position));
+    return draw(candidates, p.seed, p.position);
 }
 
 // From the candidates that may hold the top k; checks what the penalties made of the logits.
@@ -246,7 +239,7 @@ int64_t sample_few(const float* logits, int64_t n_vocab, const Counts& counts, s
             return at != counts.end() && at->first == c.id;
         });
         for (const auto& [id, count] : counts)
-            candidates.push_back({id, penalized(static_cast<double>(logits[id]), count, p), 0.0});
+            candidates.push_back({id, penalized(static_cast<double>(logits[id]), count, p), 0});
     }
     return choose_of(std::move(candidates), k, p);
 }
@@ -267,21 +260,16 @@ int64_t sample_all(const float* logits, int64_t n_vocab, const Counts& counts, c
     } else {
         candidates.reserve(adjusted.size());
         for (size_t id = 0; id < adjusted.size(); id++)
-            candidates.push_back({static_cast<int64_t>(id), adjusted[id], 0.0});
+            candidates.push_back({static_cast<int64_t>(id), adjusted[id], 0});
     }
     return choose_of(std::move(candidates), k, p);
 }
 
 }  // namespace
 
-std::array<uint32_t, 4> philox(std::array<uint32_t, 4> c, std::array<uint32_t, 2> key) {
-    for (int round = 0; round < 10; round++) {
-        const uint64_t a = uint64_t{0xD2511F53} * c[0], b = uint64_t{0xCD9E8D57} * c[2];
-        c = {static_cast<uint32_t>(b >> 32) ^ c[1] ^ key[0], static_cast<uint32_t>(b),
-             static_cast<uint32_t>(a >> 32) ^ c[3] ^ key[1], static_cast<uint32_t>(a)};
-        key = {key[0] + 0x9E3779B9u, key[1] + 0xBB67AE85u};
-    }
-    return c;
+std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
+    philox_rounds(counter.data(), key[0], key[1]);
+    return counter;
 }
 
 bool has_penalties(const SamplingParams& p) {
@@ -293,6 +281,7 @@ int64_t sample(const float* logits, int64_t n_vocab, const int32_t* history, int
     Counts counts = count_recent(history, n_history, params);
     if (!counts.empty() && (counts.front().first < 0 || counts.back().first >= n_vocab)) return kBadHistory;
     if (!has_penalties(params)) counts.clear();
+    if (n_vocab > MAX_CHOICES) throw std::invalid_argument("a vocabulary of more than 524288 tokens");
     const size_t n = static_cast<size_t>(n_vocab);
     const size_t k = params.temperature <= 0.0 ? 1
                      : params.top_k <= 0       ? n

@@ -4,7 +4,7 @@ import numpy as np
 
 from kernels.cpu import _cpu
 from kernels.ops.op import F32, I32
-from kernels.ops.sampling import MAX_TOP_LOGPROBS, SEED_MASK, Mask, SamplingError
+from kernels.ops.sampling import MAX_TOP_LOGPROBS, SEED_MASK, Mask, fault_of
 from kernels.ops.sampling import NanLogits as NanLogits
 from kernels.ops.sampling import SamplingParams as SamplingParams
 
@@ -41,15 +41,6 @@ def native_params(params: SamplingParams, position: int = 0) -> _cpu.SamplingPar
         seed=params.seed & SEED_MASK,
         position=position,
     )
-
-
-def fault_of(code: int, n_vocab: int) -> SamplingError:
-    """What a code that the native sampler gives instead of a token means."""
-    if code == _cpu.ALL_MASKED:
-        return SamplingError("the mask forbids every token that the model gives a finite logit")
-    if code == _cpu.BAD_HISTORY:
-        return SamplingError(f"history holds token ids outside 0..{n_vocab - 1}")
-    return NanLogits()
 
 
 def logprobs(logits: F32, token: int, top_k: int) -> tuple[float, list[tuple[int, float]]]:

@@ -13,7 +13,8 @@ from kernels.checks import check_ops, refusal_of, values_within
 from kernels.cuda import attending, fuse, launches, works
 from kernels.cuda.driver import Driver, Gemm, Graph, Pointer, Work
 from kernels.cuda.memory import CudaBuffer, CudaMemory
-from kernels.memory import Allocations, Bytes, OutOfMemory, Pending
+from kernels.cuda.sampler import CudaSampler
+from kernels.memory import Allocations, Bytes, Memory, OutOfMemory, Pending
 from kernels.ops.attention import Attention, StoreKV
 from kernels.ops.op import Op
 from kernels.ops.rope import Rope, Rotation
@@ -132,6 +133,12 @@ class CudaBackend:
             return CudaSegment(self._driver, binding)
         except MemoryError as exc:
             raise OutOfMemory(self._name, self.context_bytes, CONTEXT, str(exc)) from exc
+
+    def sampler(self, memory: Memory, n_rows: int, n_vocab: int, n_history: int) -> CudaSampler:
+        """See `CudaSampler`; ValueError for memory of another device."""
+        if not isinstance(memory, CudaMemory) or not memory.is_of(self._driver):
+            raise ValueError(f"{self._driver.title} cannot sample in {memory}")
+        return CudaSampler(self._driver, memory, n_rows, n_vocab, n_history)
 
 
 class CudaSegment:

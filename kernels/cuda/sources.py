@@ -9,7 +9,7 @@ from kernels.dtype import DType
 
 FOLDER = Path(__file__).parent
 PLAIN_TYPES = ("F32", "F16", "BF16")
-MODULES = ("elements", "cache", "tiled_attention", "activations", "products")
+MODULES = ("elements", "cache", "tiled_attention", "activations", "sampling", "products")
 BIASED = "BIASED"
 _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
 _KERNEL = re.compile(r"^KERNEL (\w+)\(", re.MULTILINE)

@@ -8,13 +8,19 @@ In this order, in float64:
    the token's count and `presence_penalty` are subtracted.
 3. Temperature 0 or less: the largest logit, of equals the lowest id.  No randomness.
 4. Top-k: the k largest logits, of equals the lower ids; k <= 0 keeps all.
-5. Weights exp((logit - highest) / max(temperature, 1e-7)).  Probabilities are shares of the kept weight.
+5. Weights 2^44 exp((logit - highest) / max(temperature, 1e-7)), rounded to whole numbers.  Their sums are
+   exact, so a device may add in any order.  Probabilities are shares of the kept weight.
 6. Typical-p below 1 (arXiv:2202.00666): the smallest set with a probability of more than typical_p whose
-   surprise -ln p is nearest to the entropy.
+   surprise -ln p is nearest to the entropy.  Both are taken relative to the likeliest's: (highest - logit) /
+   temperature, and the mean of that; its products with the weights are rounded to whole numbers, too.
 7. Top-p below 1: the smallest set of the likeliest with more than top_p of the weight; top_p 0 keeps one.
 8. Min-p: those with at least min_p (1 at most) times the largest weight.
-9. The draw: u in [0, 1) times the kept weight; the first token, by id, at which the running sum exceeds it.
-   Walking by id and not by weight makes the draw robust: noise in the logits reorders nothing.
+9. The draw: u in [0, 1) times the kept weight, rounded down; the first token, by id, at which the running sum
+   exceeds it.  Walking by id and not by weight makes the draw robust: noise in the logits reorders nothing.
+
+In 6 and 7 equals go by id, lower first.  `weight_of` is the same arithmetic, operation by operation, as in
+kernels/cuda/shares.cuh, which the CPU's sampler and the GPU's are compiled with: the exponential functions of
+two libraries differ in last bits.  A vocabulary has at most 2^19 tokens.
 
 u comes from Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) with key
 `seed` and counter `position`, so that the same request draws the same numbers whatever shares its batch.
@@ -29,11 +35,17 @@ import numpy.typing as npt
 from kernels.ops.op import F32, I32
 
 F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.uint8]
 
 MIN_TEMPERATURE = 1e-7
 MAX_TOP_LOGPROBS = 20
 SEED_MASK = 2**64 - 1
+WEIGHT_BITS = 44
+RANDOM_BITS = 53
+MAX_VOCAB = 2**19
+NOT_FINITE, ALL_MASKED, BAD_HISTORY = -1, -2, -3  # what samplers give instead of a token
 
 
 class SamplingError(ValueError):
@@ -47,6 +59,15 @@ class NanLogits(SamplingError):
         super().__init__(
             "the logits hold NaN or infinity: the model file is damaged, or the model overflowed"
         )
+
+
+def fault_of(code: int, n_vocab: int) -> SamplingError:
+    """What a code that is given instead of a token means."""
+    if code == ALL_MASKED:
+        return SamplingError("the mask forbids every token that the model gives a finite logit")
+    if code == BAD_HISTORY:
+        return SamplingError(f"history holds token ids outside 0..{n_vocab - 1}")
+    return NanLogits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +125,11 @@ def sample_ref(
     ids, logit, weight = _candidates(wide, params)
     ids, logit, weight = _typical(ids, logit, weight, params)
     ids, logit, weight = _top_p(ids, logit, weight, params)
-    kept = weight >= min(params.min_p, 1.0) * weight.max()
+    kept = weight.astype(np.float64) >= min(params.min_p, 1.0) * float(weight.max())
     ids, logit, weight = ids[kept], logit[kept], weight[kept]
     running = np.cumsum(weight)
-    above = np.flatnonzero(running > uniform(params.seed, position) * running[-1])
+    target = random_bits(params.seed, position) * int(running[-1]) >> RANDOM_BITS
+    above = np.flatnonzero(running > np.uint64(target))
     return int(ids[above[0]] if above.size else ids[np.argmax(logit)])
 
 
@@ -122,46 +144,54 @@ def penalize(logits: F64, history: I32, params: SamplingParams) -> None:
     logits[tokens] = seen - (counts * params.frequency_penalty + params.presence_penalty)
 
 
-def _candidates(logits: F64, params: SamplingParams) -> tuple[npt.NDArray[np.int64], F64, F64]:
+def weight_of(scaled: F64) -> U64:
+    """exp(scaled) of scaled <= 0, times 2^44, to the nearest whole number; see `shares.cuh`."""
+    near = np.where(scaled > -40.0, scaled, 0.0)
+    turns = np.rint(near * 1.4426950408889634)
+    rest = (near + turns * -0.693147180369123816490) + turns * -1.90821492927058770002e-10
+    total = np.full_like(near, 1.0 / math.factorial(13))
+    for i in range(12, -1, -1):
+        total = total * rest + 1.0 / math.factorial(i)
+    weights = np.rint(np.ldexp(total, WEIGHT_BITS + turns.astype(np.int32))).astype(np.uint64)
+    return np.where(scaled > -40.0, weights, np.uint64(0))
+
+
+def _candidates(logits: F64, params: SamplingParams) -> tuple[I64, F64, U64]:
     """Steps 4 and 5: ids ascending, their logits and weights."""
     ids = np.argsort(-logits, kind="stable")
     if params.top_k > 0:
         ids = ids[: params.top_k]
     ids = np.sort(ids)
     scaled = (logits[ids] - logits.max()) / max(params.temperature, MIN_TEMPERATURE)
-    return ids, logits[ids], np.exp(scaled)
+    return ids, logits[ids], weight_of(scaled)
 
 
-def _typical(
-    ids: npt.NDArray[np.int64], logit: F64, weight: F64, params: SamplingParams
-) -> tuple[npt.NDArray[np.int64], F64, F64]:
+def _typical(ids: I64, logit: F64, weight: U64, params: SamplingParams) -> tuple[I64, F64, U64]:
     """Step 6."""
     if params.typical_p >= 1:
         return ids, logit, weight
-    total = np.cumsum(weight)[-1]
-    scaled = (logit - logit.max()) / max(params.temperature, MIN_TEMPERATURE)
-    surprise = np.log(total) - scaled
-    entropy = np.cumsum(np.where(weight > 0, weight / total * np.where(weight > 0, surprise, 0.0), 0.0))[-1]
-    order = np.argsort(np.abs(surprise - entropy), kind="stable")
-    kept = np.sort(order[: _n_until(np.cumsum(weight[order] / total), params.typical_p)])
+    total = float(np.sum(weight))
+    below = (logit.max() - logit) / max(params.temperature, MIN_TEMPERATURE)
+    moments = weight.astype(np.float64) * np.where(weight > 0, below, 0.0)
+    mean = float(np.sum(np.rint(moments).astype(np.uint64))) / total
+    order = np.argsort(np.abs(below - mean), kind="stable")
+    kept = np.sort(order[: _n_until(np.cumsum(weight[order]), max(params.typical_p, 0.0) * total)])
     return ids[kept], logit[kept], weight[kept]
 
 
-def _top_p(
-    ids: npt.NDArray[np.int64], logit: F64, weight: F64, params: SamplingParams
-) -> tuple[npt.NDArray[np.int64], F64, F64]:
+def _top_p(ids: I64, logit: F64, weight: U64, params: SamplingParams) -> tuple[I64, F64, U64]:
     """Step 7."""
     if params.top_p >= 1:
         return ids, logit, weight
     order = np.argsort(-logit, kind="stable")
-    wanted = max(params.top_p, 0.0) * np.cumsum(weight)[-1]
+    wanted = max(params.top_p, 0.0) * float(np.sum(weight))
     kept = np.sort(order[: _n_until(np.cumsum(weight[order]), wanted)])
     return ids[kept], logit[kept], weight[kept]
 
 
-def _n_until(running: F64, limit: float) -> int:
+def _n_until(running: U64, limit: float) -> int:
     """How many terms it takes until the running sum exceeds limit; all when it never does."""
-    above = np.flatnonzero(running > limit)
+    above = np.flatnonzero(running.astype(np.float64) > limit)
     return int(above[0]) + 1 if above.size else running.size
 
 
@@ -185,8 +215,8 @@ def philox_ref(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tupl
     return c
 
 
-def uniform(seed: int, position: int) -> float:
-    """u in [0, 1) with 53 bits, for a seed and a position, both modulo 2^64."""
+def random_bits(seed: int, position: int) -> int:
+    """53 bits, for a seed and a position, both modulo 2^64; over 2^53 they are u."""
     s, p = seed & SEED_MASK, position & SEED_MASK
     words = philox_ref((p & 0xFFFFFFFF, p >> 32, 0, 0), (s & 0xFFFFFFFF, s >> 32))
-    return ((words[1] << 32 | words[0]) >> 11) * 2.0**-53
+    return (words[1] << 32 | words[0]) >> 11

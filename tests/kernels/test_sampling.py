@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kernels.cpu import _cpu
 from kernels.cpu.sampler import NanLogits, SamplingParams, logprobs, sample
 from kernels.ops.op import F32, I32
-from kernels.ops.sampling import SamplingError, logprobs_ref, philox_ref, sample_ref, uniform
+from kernels.ops.sampling import SamplingError, logprobs_ref, philox_ref, random_bits, sample_ref
 from tests.kernels.conftest import normal, seeds
 
 NO_HISTORY = np.empty(0, np.int32)
@@ -191,7 +191,7 @@ def test_a_repeated_negative_logit_becomes_more_negative() -> None:
 def test_a_draw_depends_on_seed_and_position_alone(seed: int, position: int) -> None:
     logits, params = normal(9, 50), replace(PLAIN, seed=seed)
     assert sample(logits, NO_HISTORY, params, position) == sample(logits.copy(), NO_HISTORY, params, position)
-    assert 0 <= uniform(seed, position) < 1
+    assert 0 <= random_bits(seed, position) < 2**53
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -328,6 +328,17 @@ inline int atomicAdd(int* at, int value) {
     *at += value;
     return before;
 }
+// what they do is ordered by itself: no race in shared memory
+UNWATCHED inline unsigned atomicAdd(unsigned* at, unsigned value) {
+    const unsigned before = *at;
+    *at += value;
+    return before;
+}
+UNWATCHED inline unsigned atomicOr(unsigned* at, unsigned value) {
+    const unsigned before = *at;
+    *at |= value;
+    return before;
+}
 inline void __syncwarp(unsigned mask = 0xffffffffu) {
     emulator::exchange(mask, 0);
     emulator::block().current->n_warp_barriers++;
@@ -371,6 +382,12 @@ inline int __float_as_int(float value) {
     std::memcpy(&bits, &value, 4);
     return bits;
 }
+inline long long __double_as_longlong(double value) {
+    long long bits;
+    std::memcpy(&bits, &value, 8);
+    return bits;
+}
+inline int __clzll(long long bits) { return bits == 0 ? 64 : __builtin_clzll(static_cast<unsigned long long>(bits)); }
 inline int __float2int_rn(float value) { return static_cast<int>(std::nearbyint(value)); }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
