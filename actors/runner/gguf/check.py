@@ -14,6 +14,7 @@ from actors.errors import Unsupported
 from actors.runner import _native
 from actors.runner.gguf.reader import GGUFFile
 from kernels.ops.experts import MAX_EXPERTS
+from kernels.ops.sampling import MAX_VOCAB
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3", "lfm2", "qwen3moe", "llama4", "t5")
 WITH_EXPERTS = ("qwen3moe", "llama4")
@@ -23,7 +24,6 @@ MAX_EMBD = 1 << 18
 MAX_FF = 1 << 20
 MAX_HEADS = 4096
 MAX_HEAD_DIM = 4096
-MAX_VOCAB = 1 << 19  # a sampler adds up as many weights exactly
 MAX_CTX = 1 << 24
 MAX_TEMPLATE_BYTES = 1 << 18  # the longest in use are some tens of KiB
 TOKEN_TYPES = range(7)  # 0 undefined, 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte
