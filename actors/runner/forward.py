@@ -126,21 +126,18 @@ def index_arrays(parts: Sequence[Part], cache: Cache) -> dict[str, Array]:
 def _source_arrays(parts: Sequence[Part], cache: Cache) -> dict[str, list[int]]:
     """What an encoder reads: the prompts that begin, each in pages of its own in the encoder's states."""
     names = ("tokens", "positions", "rows", "visible", "cells")
-    tokens, positions, rows, visible, cells = lists = tuple[list[int], ...]([] for _ in names)
-    kept: list[int] = []
+    found: dict[str, list[int]] = {"kept_cells": [], **{f"source_{name}": [] for name in names}}
     begin = 0
     for row, (_, slot, inputs, _) in enumerate(parts):
         n = slot.n_source if slot.n_to_encode else 0
-        tokens += inputs[:n]
-        positions += range(n)
-        rows += [row] * n
-        visible += [n] * n
-        cells += range(begin, begin + n)
-        kept += cache.pages.cells(slot.table, 0, n)
+        found["source_tokens"] += inputs[:n]
+        found["source_positions"] += range(n)
+        found["source_rows"] += [row] * n
+        found["source_visible"] += [n] * n
+        found["source_cells"] += range(begin, begin + n)
+        found["kept_cells"] += cache.pages.cells(slot.table, 0, n)
         begin += slot.n_to_encode
-    return {f"source_{name}": values for name, values in zip(names, lists, strict=True)} | {
-        "kept_cells": kept
-    }
+    return found
 
 
 def _source_tables(parts: Sequence[Part], page_size: int) -> Array:

@@ -8,6 +8,7 @@ import msgspec
 
 from actors.errors import RequestError
 from actors.protocol import Generate, Sampling
+from actors.runner.cache.shape import padded
 from actors.runner.context import truncate
 from actors.runner.groups import NO_GROUPS, Groups, groups_of
 from actors.runner.output import Output
@@ -74,7 +75,7 @@ def sequence_of(
 def _give_to_encoder(sequence: Sequence, limits: Limits) -> None:
     """All of the prompt is read at once, in whole pages; the decoder begins behind it with its own token."""
     sequence.n_source = n = len(sequence.history)
-    sequence.n_padded = -(-n // limits.page_size) * limits.page_size
+    sequence.n_padded = padded(n, limits.page_size)
     sequence.groups = groups_of([(0, sequence.n_padded)])
     filling = [limits.start_token] * (sequence.n_padded - n)
     sequence.history = [*sequence.history, *filling, limits.start_token]

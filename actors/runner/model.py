@@ -17,7 +17,7 @@ from actors.errors import Unsupported
 from actors.pool import pool_cells
 from actors.protocol import LayerPlacement, LoadOptions, MemoryReport, ModelSpec
 from actors.runner.allocation import Allocation
-from actors.runner.cache.shape import PAGE_SIZE, cache_shape
+from actors.runner.cache.shape import PAGE_SIZE, cache_shape, padded
 from actors.runner.crossover import Check, crossover, whole_from
 from actors.runner.devices import no_device
 from actors.runner.layer_times import Side, times_of
@@ -66,14 +66,15 @@ class Model:
         source: Source,
         spec: ModelSpec,
         options: LoadOptions,
+        layers: tuple[LayerPlacement, ...],
         backends: Mapping[str, Backend],
-        placement: Placement,
         stream_from: int,
     ) -> None:
         self._source = source
         self._file = file = source.file
         self._backends = backends
-        self._placement = placement
+        self.hparams: Hparams = read_hparams(file)
+        self._placement = placement = read_placement(layers, self.hparams.n_layer, backends)
         self._executables: list[tuple[int, Executable]] = []
         self._stream_from = stream_from
         self._stream: WeightStream | None = None  # while it is allocated, if layers are streamed
@@ -81,15 +82,12 @@ class Model:
         self.streamed_rows = NEVER  # from which on batches are streamed
         self.spec = spec
         self.options = options
-        self.hparams: Hparams = read_hparams(file)
         self.page_size = PAGE_SIZE
         has_encoder = self.hparams.n_encoder > 0
         self.n_ctx, self.n_pages = pool_of(options, self.hparams.n_ctx_train, has_encoder=has_encoder)
         self.n_batch = min(options.n_batch or DEFAULT_N_BATCH, self.n_ctx, MAX_N_BATCH)
-        if (
-            has_encoder
-        ):  # which reads the longest prompt at once, with whole pages and the decoder's first input
-            self.n_batch = max(self.n_batch, -(-self.n_ctx // PAGE_SIZE) * PAGE_SIZE + 1)
+        if has_encoder:  # which reads the longest prompt at once; the decoder's first input comes with it
+            self.n_batch = max(self.n_batch, padded(self.n_ctx) + 1)
         self.n_parallel = min(options.n_parallel or 1, self.n_batch)
         self.cache_shape = cache_shape(
             self.n_pages,
@@ -141,9 +139,8 @@ class Model:
         stream_from: int = NEVER,
     ) -> "Model":
         """Plan for a file that is open; the model closes it, unless this raises.  Unsupported as `open`."""
-        placement = read_placement(layers, read_hparams(source.file).n_layer, backends)
         try:
-            return cls(source, spec, options, backends, placement, stream_from)
+            return cls(source, spec, options, layers, backends, stream_from)
         except (PlanError, ShapeError) as exc:
             raise Unsupported(str(exc), where=spec.path) from exc
 
@@ -349,13 +346,12 @@ class Model:
             return self._stream_from
         weights = self._allocation.weights(self._file) | stream.weights
         graphs = self._allocation.graphs
-        host, device = (
-            Side(side_plan, self._backends[name], graphs[name], weights)
-            for side_plan, name in (
-                (self._plans[-1], self._placement.input),
-                (plan, plan.streamed[stream.layers[0]]),
-            )
-        )
+
+        def side(its_plan: Plan, name: str) -> Side:
+            return Side(its_plan, self._backends[name], graphs[name], weights)
+
+        host = side(self._plans[-1], self._placement.input)
+        device = side(plan, plan.streamed[stream.layers[0]])
         times = times_of(stream, host, device, clock, check)
         if stream.has_experts:
             stream.whole_from = whole_from(times[-1], self.n_batch)
@@ -375,7 +371,8 @@ class Model:
             N_SOURCE: n_tokens,
             N_SOURCE_PAGES: pages,
         }
-        return {symbol.name: n for symbol, n in bounds.items() if symbol.name in program.symbols}
+        needed = program.symbols
+        return {symbol.name: n for symbol, n in bounds.items() if symbol.name in needed}
 
 
 def pool_of(options: LoadOptions, n_ctx_train: int, *, has_encoder: bool = False) -> tuple[int, int]:
@@ -386,7 +383,7 @@ def pool_of(options: LoadOptions, n_ctx_train: int, *, has_encoder: bool = False
     n_ctx = min(options.n_ctx or DEFAULT_N_CTX, n_ctx_train)
     if has_encoder:
         n_ctx = min(n_ctx, MAX_N_BATCH)
-    whole = -(-n_ctx // PAGE_SIZE) * PAGE_SIZE  # a sequence ends within a page of its own
+    whole = padded(n_ctx)  # a sequence ends within a page of its own
     whole *= 2 if has_encoder else 1
     return n_ctx, -(-pool_cells(whole, options.n_parallel or 1) // PAGE_SIZE)
 

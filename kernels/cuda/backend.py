@@ -4,7 +4,8 @@ Everything that a kernel relies on is checked when a segment is bound; index inp
 from the cache's tables, and are not looked at again on the device.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -75,10 +76,8 @@ class CudaBackend:
 
     def open(self) -> None:
         """Make the context; OutOfMemory when the device has no room for it."""
-        try:
+        with self._growing_context():
             self._driver.open()
-        except MemoryError as exc:
-            raise OutOfMemory(self._name, self.context_bytes, CONTEXT, str(exc)) from exc
 
     def close(self) -> None:
         """Give it back."""
@@ -129,16 +128,22 @@ class CudaBackend:
         OutOfMemory when the device has no room for the kernels, which are part of the context.
         """
         check_ops(self, binding)
-        try:
+        with self._growing_context():
             return CudaSegment(self._driver, binding)
-        except MemoryError as exc:
-            raise OutOfMemory(self._name, self.context_bytes, CONTEXT, str(exc)) from exc
 
     def sampler(self, memory: Memory, n_rows: int, n_vocab: int, n_history: int) -> CudaSampler:
         """See `CudaSampler`; ValueError for memory of another device."""
         if not isinstance(memory, CudaMemory) or not memory.is_of(self._driver):
             raise ValueError(f"{self._driver.title} cannot sample in {memory}")
         return CudaSampler(self._driver, memory, n_rows, n_vocab, n_history)
+
+    @contextmanager
+    def _growing_context(self) -> Generator[None]:
+        """What the driver lacks memory for, the context lacks."""
+        try:
+            yield
+        except MemoryError as exc:
+            raise OutOfMemory(self._name, self.context_bytes, CONTEXT, str(exc)) from exc
 
 
 class CudaSegment:

@@ -7,12 +7,21 @@ from functools import partial
 
 import trio
 
-from actors.protocol import Finished, Generate, LayerPlacement, LoadOptions, MemoryReport, ModelSpec
+from actors.protocol import (
+    Finished,
+    Generate,
+    LayerPlacement,
+    LoadOptions,
+    MemoryReport,
+    ModelSpec,
+    Sampling,
+)
 from actors.runner.devices import open_backends
 from actors.runner.engine import Engine
 from actors.runner.model import Model
 from kernels.backend import Backend
 from kernels.sim.machine import SimMachine
+from tests.golden import tiny as t
 
 HOST = "cpu"
 MIB = 1 << 20
@@ -55,6 +64,16 @@ async def serving(model: Model, clock: Callable[[], float] = time.perf_counter) 
         yield engine
         await engine.stop()
     model.close()
+
+
+def long_and_short(tiny: t.Tiny, n_long: int, n_short: int, n_predict: int) -> list[Generate]:
+    """Two requests: a long prompt, greedy, and its beginning, drawn with penalties."""
+    prompt = tuple(t.prompt(tiny, n_long))
+    seeded = Sampling(seed=7, temperature=0.9, repeat_penalty=1.2)
+    return [
+        Generate(prompt, Sampling(temperature=0), n_predict=n_predict),
+        Generate(prompt[:n_short], seeded, n_predict=n_predict),
+    ]
 
 
 async def answer(engine: Engine, request: Generate) -> list[int]:

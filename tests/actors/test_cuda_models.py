@@ -17,7 +17,7 @@ from actors.runner.staging import STAGING_BYTES
 from kernels.cpu.backend import CpuBackend
 from kernels.cuda.backend import CudaBackend
 from kernels.cuda.emulator.driver import EmulatedDriver
-from tests.actors.sim_models import answers, serving
+from tests.actors.sim_models import answers, long_and_short, serving
 from tests.cuda import COMPILED
 from tests.golden import tiny as t
 
@@ -46,11 +46,7 @@ async def test_layers_on_a_device_give_the_tokens_of_the_host_alone(
     tiny = t.VARIANTS[variant]
     path = tmp_path / "tiny.gguf"
     t.write(path, tiny, t.weights(tiny))
-    prompt = tuple(t.prompt(tiny, 26))
-    asked = [
-        Generate(prompt, Sampling(temperature=0), n_predict=6),
-        Generate(prompt[:5], Sampling(seed=7, temperature=0.9, repeat_penalty=1.2), n_predict=6),
-    ]
+    asked = long_and_short(tiny, 26, 5, n_predict=6)
     alone, _ = opened(path, ())
     async with serving(alone) as engine:
         expected = await answers(engine, asked)

@@ -26,7 +26,7 @@ from kernels.memory import Bytes, Memory
 from kernels.ops.experts import ExpertMatmul, Route
 from kernels.ops.op import Op
 from kernels.tensor import N_TOKENS, Role, Tensor
-from tests.actors.sim_models import MIB, answers, serving, two_devices
+from tests.actors.sim_models import MIB, answers, long_and_short, serving, two_devices
 from tests.actors.test_streaming import DEVICE, FROM, OPTIONS, opened, planned_overhead_bytes
 from tests.cuda import COMPILED
 from tests.golden import tiny as t
@@ -83,11 +83,7 @@ async def test_streams_are_those_of_the_host_alone_whichever_experts_come(
 ) -> None:
     tiny = replace(t.VARIANTS[variant], n_layer=5)
     path = written(tmp_path, tiny)
-    prompt = tuple(t.prompt(tiny, 28))  # of two batches
-    asked = [
-        Generate(prompt, Sampling(temperature=0), n_predict=4),
-        Generate(prompt[:9], Sampling(seed=7, temperature=0.9, repeat_penalty=1.2), n_predict=4),
-    ]
+    asked = long_and_short(tiny, 28, 9, n_predict=4)  # the first is of two batches
     alone, _ = opened(path, (), NEVER)
     async with serving(alone) as engine:
         expected = await answers(engine, asked)

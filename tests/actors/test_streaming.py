@@ -23,7 +23,7 @@ from kernels.cuda.memory import CudaMemory
 from kernels.dtype import DType
 from kernels.memory import Bytes
 from kernels.tensor import Role, Tensor
-from tests.actors.sim_models import answers, serving
+from tests.actors.sim_models import answers, long_and_short, serving
 from tests.cuda import COMPILED
 from tests.golden import tiny as t
 from tests.unit.test_crossover import scripted
@@ -73,10 +73,7 @@ async def test_streamed_prompts_and_tokens_of_the_host_are_those_of_the_host_alo
     tiny = replace(t.VARIANTS[variant], n_layer=5)
     path = written(tmp_path, tiny)
     prompt = tuple(t.prompt(tiny, 26))  # of two batches
-    asked = [
-        Generate(prompt, Sampling(temperature=0), n_predict=4),
-        Generate(prompt[:9], Sampling(seed=7, temperature=0.9, repeat_penalty=1.2), n_predict=4),
-    ]
+    asked = long_and_short(tiny, len(prompt), 9, n_predict=4)
     alone, _ = opened(path, (), NEVER)
     async with serving(alone) as engine:
         first = await answers(engine, asked)

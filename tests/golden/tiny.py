@@ -277,6 +277,32 @@ def write(
 ) -> None:
     """A GGUF file of the model.  A tensor is F32 values, or raw blocks with their type."""
     writer = gguf.GGUFWriter(path, tiny.arch)
+    add_sizes(writer, tiny)
+    add_family(writer, tiny)
+    if tiny.n_encoder:
+        add_unigrams(writer, tiny.n_vocab)
+    else:
+        add_vocabulary(writer, tiny.n_vocab)
+    every = dict(tensors)
+    if tiny.llama3_factor > 0:
+        every["rope_freqs.weight"] = llama3_factors(tiny)
+    all_shapes = shapes(tiny)
+    for name, value in every.items():
+        if isinstance(value, tuple):
+            raw, kind = value
+            writer.add_tensor(
+                name, np.frombuffer(raw, np.uint8).reshape(*all_shapes[name][:-1], -1), raw_dtype=kind
+            )
+        else:
+            writer.add_tensor(name, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def add_sizes(writer: gguf.GGUFWriter, tiny: Tiny) -> None:
+    """What all families have."""
     writer.add_block_count(tiny.n_encoder or tiny.n_layer)
     writer.add_context_length(N_CTX)
     writer.add_embedding_length(tiny.n_embd)
@@ -300,6 +326,10 @@ def write(
             writer.add_uint32(full, value)
         else:
             writer.add_float32(full, value)
+
+
+def add_family(writer: gguf.GGUFWriter, tiny: Tiny) -> None:
+    """What only some families have."""
     if tiny.window:
         writer.add_sliding_window(tiny.window)
         writer.add_sliding_window_pattern(tiny.period)
@@ -317,26 +347,6 @@ def write(
         writer.add_decoder_block_count(tiny.n_layer)
         writer.add_relative_attn_buckets_count(tiny.n_bucket)
         writer.add_decoder_start_token_id(START_TOKEN)
-    if tiny.n_encoder:
-        add_unigrams(writer, tiny.n_vocab)
-    else:
-        add_vocabulary(writer, tiny.n_vocab)
-    every = dict(tensors)
-    if tiny.llama3_factor > 0:
-        every["rope_freqs.weight"] = llama3_factors(tiny)
-    all_shapes = shapes(tiny)
-    for name, value in every.items():
-        if isinstance(value, tuple):
-            raw, kind = value
-            writer.add_tensor(
-                name, np.frombuffer(raw, np.uint8).reshape(*all_shapes[name][:-1], -1), raw_dtype=kind
-            )
-        else:
-            writer.add_tensor(name, value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def add_vocabulary(writer: gguf.GGUFWriter, n_vocab: int) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from actors.runner.cache.pages import Pages, Table
 from actors.runner.cache.rows import Rows, State
-from actors.runner.cache.shape import CacheShape
+from actors.runner.cache.shape import CacheShape, padded
 from actors.runner.groups import NO_GROUPS, Groups
 
 
@@ -102,7 +102,7 @@ class Cache:
                 break
             digests.append(digest)
         digests = digests[: self._n_known(digests, groups)]
-        n_padded = -(-n_source // self.page_size) * self.page_size
+        n_padded = padded(n_source, self.page_size)
         n_cells = len(digests) * self.page_size
         slot = Slot(n_cells=n_cells, digests=digests, n_source=n_source, n_padded=n_padded, root=root)
         self.pages.open(slot.table, digests)

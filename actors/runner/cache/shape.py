@@ -9,6 +9,11 @@ PAGE_SIZE = 32  # cells; a conversation's next turn recomputes at most one page 
 N_WINDOWS = 2  # for each sequence: its own, and one that a conversation before has left
 
 
+def padded(n_cells: int, page_size: int = PAGE_SIZE) -> int:
+    """Cells of the whole pages that so many take."""
+    return -(-n_cells // page_size) * page_size
+
+
 @dataclass(frozen=True, slots=True)
 class CacheShape:
     """Cells come in whole pages; a part that no layer uses has none."""
@@ -52,5 +57,5 @@ def cache_shape(
         window=window,
         chunk=chunk,
         n_rows=n_rows_of(n_parallel) if is_recurrent else 0,
-        n_source_cells=-(-n_batch // PAGE_SIZE) * PAGE_SIZE if has_encoder else 0,
+        n_source_cells=padded(n_batch) if has_encoder else 0,
     )

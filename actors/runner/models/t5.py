@@ -17,7 +17,7 @@ import numpy as np
 from actors.errors import ModelError
 from actors.runner.cache.shape import CacheShape
 from actors.runner.gguf.reader import GGUFFile
-from actors.runner.models.decoder import FeedForward, Input, Output, Transform
+from actors.runner.models.decoder import FeedForward, Head, Input, Norms, Output, Transform
 from actors.runner.models.hparams import Hparams, read_sizes
 from actors.runner.models.module import Layer, Linear, Module, RMSNorm, Weights, gguf
 from kernels.ops.gate import Activation
@@ -37,32 +37,28 @@ class Seen(NamedTuple):
     tables: Tensor
 
 
-class Prompts(NamedTuple):
-    """The encoder's inputs: for the prompts that begin in this batch, and for none other."""
-
-    tokens: Tensor
-    positions: Tensor
-    cells: Tensor  # in the states of the encoder
-    kept_cells: Tensor  # in those of the decoder
-    seen: Seen
-
-
-class Answers(NamedTuple):
-    """The decoder's inputs."""
+class Inputs(NamedTuple):
+    """Of an encoder, or of a decoder: each has a place in its text, a cell, and cells of its kind to see."""
 
     tokens: Tensor
     positions: Tensor
     cells: Tensor
+    seen: Seen
+
+
+class Prompts(NamedTuple):
+    """What the encoder reads: the prompts that begin in this batch, and no others."""
+
+    inputs: Inputs
+    kept_cells: Tensor  # in the decoder's states
+
+
+class Answers(NamedTuple):
+    """What the decoder reads."""
+
+    inputs: Inputs
     outputs: Tensor
-    seen: Seen  # of itself
-    crossed: Seen  # of the prompt
-
-
-class Bias(NamedTuple):
-    """What distances add to scores, and each row's place."""
-
-    of_distance: Tensor  # [2 * MAX_DISTANCE + 1, n_head]
-    positions: Tensor
+    crossed: Seen  # of the prompts
 
 
 class T5Attention(Module):
@@ -101,23 +97,10 @@ class PlainFeedForward(Module):
         return self.down(self.builder.gate(self.up(x), None, "relu"), residual)
 
 
-class T5Norms(Module):
-    """The norms before attention and feed-forward."""
-
-    attn: RMSNorm = gguf("attn_norm", "n_embd")
-    ffn: RMSNorm = gguf("ffn_norm", "n_embd")
-
-
 class Distances(Module):
     """Of each bucket and head, what is added to scores."""
 
     table: Layer = gguf("attn_rel_b", "n_bucket", "n_head")
-
-
-class LastNorm(Module):
-    """Of the encoder, or of the decoder."""
-
-    norm: RMSNorm = gguf("output_norm", "n_embd")
 
 
 class Builder:
@@ -137,10 +120,10 @@ class Builder:
         g, h = self._g, self._hparams
         embed = Input(self._weights).embed
         prompts, answers = self._prompts(), self._answers()
-        encoded = self._encoded(prompts, embed(prompts.tokens))
-        x = self._decoded(prompts, encoded, answers, embed(answers.tokens))
+        encoded = self._encoded(prompts.inputs, embed(prompts.inputs.tokens))
+        x = self._decoded(prompts, encoded, answers, embed(answers.inputs.tokens))
         with g.in_layer(h.n_layer):
-            x = LastNorm(self._weights, "dec.").norm(x)
+            x = Head(self._weights, "dec.").norm(x)
             is_tied = not self._weights.has("output.weight")
             # where the embedding is the output matrix as well, its rows are of the length of embeddings
             x = g.rows(x, answers.outputs, h.n_embd**-0.5 if is_tied else 1.0)
@@ -149,70 +132,64 @@ class Builder:
         self._weights.finish()
         return g.build()
 
-    def _encoded(self, prompts: Prompts, x: Tensor) -> Tensor:
-        g = self._g
-        bias: Bias | None = None
-        buckets = g.constant("source_buckets", bucket_of_distance(self._hparams.n_bucket, is_causal=False))
-        for layer in range(self._hparams.n_encoder):
+    def _encoded(self, inputs: Inputs, x: Tensor) -> Tensor:
+        g, h = self._g, self._hparams
+        bias: Tensor | None = None
+        buckets = g.constant("source_buckets", bucket_of_distance(h.n_bucket, is_causal=False))
+        for layer in range(h.n_encoder):
             with g.in_layer(layer):
                 prefix = f"enc.blk.{layer}."
-                norms = T5Norms(self._weights, prefix)
-                bias = self._bias(prefix, buckets, prompts.positions, bias)
+                norms = Norms(self._weights, prefix)
+                bias = self._bias(prefix, buckets, bias)
                 states = self._states("source", layer, self._cache.n_source_cells)
-                x = self._attend(
-                    prefix, norms.attn(x), x, prompts.positions, prompts.cells, prompts.seen, states, bias
-                )
+                x = self._attend(prefix, norms, x, inputs, states, bias)
                 x = self._feed_forward(prefix)(norms.ffn(x), x)
-                if layer == self._hparams.n_encoder - 1:
-                    x = LastNorm(self._weights, "enc.").norm(x)
-        return x
+        with g.in_layer(h.n_encoder - 1):
+            return Head(self._weights, "enc.").norm(x)
 
     def _decoded(self, prompts: Prompts, encoded: Tensor, answers: Answers, x: Tensor) -> Tensor:
         g, h = self._g, self._hparams
-        bias: Bias | None = None
+        bias: Tensor | None = None
         buckets = g.constant("buckets", bucket_of_distance(h.n_bucket, is_causal=True))
         for layer in range(h.n_encoder, h.n_layer):
             with g.in_layer(layer):
                 prefix = f"dec.blk.{layer - h.n_encoder}."
                 self._weights.ignore(f"{prefix}cross_attn_rel_b.weight")  # files have it, nobody uses it
-                norms = T5Norms(self._weights, prefix)
-                bias = self._bias(prefix, buckets, answers.positions, bias)
+                norms = Norms(self._weights, prefix)
+                bias = self._bias(prefix, buckets, bias)
                 states = self._states("cache", layer, self._cache.n_cells)
-                x = self._attend(
-                    prefix, norms.attn(x), x, answers.positions, answers.cells, answers.seen, states, bias
-                )
-                x = self._cross(prefix, prompts, encoded, answers, states, x)
+                x = self._attend(prefix, norms, x, answers.inputs, states, bias)
+                x = self._cross(prefix, prompts, encoded, answers.crossed, states, x)
                 x = self._feed_forward(prefix)(norms.ffn(x), x)
         return x
 
     def _attend(
         self,
         prefix: str,
+        norms: Norms,
         x: Tensor,
-        residual: Tensor,
-        positions: Tensor,
-        cells: Tensor,
-        seen: Seen,
+        inputs: Inputs,
         states: tuple[Tensor, Tensor],
-        bias: Bias,
+        bias: Tensor,
     ) -> Tensor:
-        part = T5Attention(self._weights, prefix)
-        q, k, v = part.q(x), part.k(x), part.v(x)
-        self._store(k, v, positions, cells, states)
-        return part.output(self._attention(q, states, seen, bias), residual)
+        part, normed = T5Attention(self._weights, prefix), norms.attn(x)
+        q, k, v = part.q(normed), part.k(normed), part.v(normed)
+        self._store(k, v, inputs.positions, inputs.cells, states)
+        return part.output(self._attention(q, states, inputs.seen, bias, inputs.positions), x)
 
     def _cross(
         self,
         prefix: str,
         prompts: Prompts,
         encoded: Tensor,
-        answers: Answers,
+        crossed: Seen,
         states: tuple[Tensor, Tensor],
         x: Tensor,
     ) -> Tensor:
         part = CrossAttention(self._weights, prefix)
-        self._store(part.k(encoded), part.v(encoded), prompts.positions, prompts.kept_cells, states)
-        return part.output(self._attention(part.q(part.norm(x)), states, answers.crossed, None), x)
+        k, v = part.k(encoded), part.v(encoded)
+        self._store(k, v, prompts.inputs.positions, prompts.kept_cells, states)
+        return part.output(self._attention(part.q(part.norm(x)), states, crossed), x)
 
     def _store(
         self, k: Tensor, v: Tensor, positions: Tensor, cells: Tensor, states: tuple[Tensor, Tensor]
@@ -220,7 +197,14 @@ class Builder:
         sizes = {"head_dim": self._hparams.head_dim, "page_size": self._cache.page_size}
         self._g.store_kv(k, v, positions, cells, *states, **sizes, rotation=None)
 
-    def _attention(self, q: Tensor, states: tuple[Tensor, Tensor], seen: Seen, bias: Bias | None) -> Tensor:
+    def _attention(
+        self,
+        q: Tensor,
+        states: tuple[Tensor, Tensor],
+        seen: Seen,
+        bias: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
         """Scores are not scaled: the projections are."""
         return self._g.attention(
             q,
@@ -231,15 +215,15 @@ class Builder:
             head_dim=self._hparams.head_dim,
             page_size=self._cache.page_size,
             scale=self._hparams.attn_scale,
-            bias=bias.of_distance if bias else None,
-            positions=bias.positions if bias else None,
+            bias=bias,
+            positions=positions,
         )
 
-    def _bias(self, prefix: str, buckets: Tensor, positions: Tensor, before: Bias | None) -> Bias:
-        """A layer's own, or that of the layers before."""
+    def _bias(self, prefix: str, buckets: Tensor, before: Tensor | None) -> Tensor:
+        """A layer's own [2 * MAX_DISTANCE + 1, n_head], or that of the layers before."""
         if before is not None and not self._weights.has(f"{prefix}attn_rel_b.weight"):
             return before
-        return Bias(self._g.rows(Distances(self._weights, prefix).table.weight, buckets), positions)
+        return self._g.rows(Distances(self._weights, prefix).table.weight, buckets)
 
     def _feed_forward(self, prefix: str) -> Transform:
         is_gated = self._weights.has(f"{prefix}ffn_gate.weight")
@@ -257,17 +241,16 @@ class Builder:
         source = partial(self._g.input, shape=(N_SOURCE,))
         tables = self._g.input("source_tables", (N_SEQS, N_SOURCE_PAGES))
         seen = Seen(source("source_rows"), source("source_visible"), tables)
-        positions = source("source_positions")
-        return Prompts(source("source_tokens"), positions, source("source_cells"), source("kept_cells"), seen)
+        inputs = Inputs(source("source_tokens"), source("source_positions"), source("source_cells"), seen)
+        return Prompts(inputs, source("kept_cells"))
 
     def _answers(self) -> Answers:
         tokens = partial(self._g.input, shape=(N_TOKENS,))
-        rows, positions = tokens("rows"), tokens("positions")
+        rows = tokens("rows")
         seen = Seen(rows, tokens("n_visible"), self._g.input("tables", (N_SEQS, N_PAGES)))
+        inputs = Inputs(tokens("tokens"), tokens("positions"), tokens("cells"), seen)
         kept = self._g.input("kept_tables", (N_SEQS, N_SOURCE_PAGES))
-        crossed = Seen(rows, tokens("n_kept"), kept)
-        outputs = self._g.input("outputs", (N_OUTPUTS,))
-        return Answers(tokens("tokens"), positions, tokens("cells"), outputs, seen, crossed)
+        return Answers(inputs, self._g.input("outputs", (N_OUTPUTS,)), Seen(rows, tokens("n_kept"), kept))
 
 
 def build(file: GGUFFile, hparams: Hparams, cache: CacheShape) -> Program:

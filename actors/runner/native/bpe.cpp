@@ -145,12 +145,6 @@ private:
     std::array<Parts, kBlock> parts_;
 };
 
-// Bytes of the UTF-8 character that begins with this byte; text is known to be well-formed.
-size_t char_bytes(char first) {
-    const auto byte = static_cast<uint8_t>(first);
-    return byte < 0x80 ? 1 : byte < 0xE0 ? 2 : byte < 0xF0 ? 3 : 4;
-}
-
 }  // namespace
 
 int64_t first_bad_merge(const Index& index, Strings merges) {

@@ -142,13 +142,6 @@ NB_MODULE(_native, m) {
         .def("__init__", &make_unigram, "data"_a, "starts"_a, "kinds"_a, "scores"_a, "byte_ids"_a, "unknown"_a,
              "units"_a, "texts"_a, "add_prefix"_a, "collapses_spaces"_a)
         .def(
-            "normalise",
-            [](const Unigram& self, nb::bytes text) {
-                const std::string out = self.normalise(view_of(text));
-                return nb::bytes(out.data(), out.size());
-            },
-            "text"_a)
-        .def(
             "encode",
             [](const Unigram& self, nb::bytes text) {
                 const std::string_view view = view_of(text);

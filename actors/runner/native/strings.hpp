@@ -26,6 +26,12 @@ struct Strings {
     }
 };
 
+// Bytes of the UTF-8 character that begins with this byte, by it alone; 1 for what begins none.
+inline size_t char_bytes(char first) {
+    const auto byte = static_cast<uint8_t>(first);
+    return byte < 0xC0 ? 1 : byte < 0xE0 ? 2 : byte < 0xF0 ? 3 : 4;
+}
+
 // Where the n strings from begin on end, or an empty vector if one leads outside the view (and n > 0).
 std::vector<int64_t> string_ends(std::string_view view, int64_t begin, int64_t n);
 

@@ -12,12 +12,6 @@ constexpr std::string_view SPACE = "\xE2\x96\x81";        // U+2581
 constexpr std::string_view REPLACEMENT = "\xEF\xBF\xBD";  // U+FFFD
 constexpr float UNKNOWN_PENALTY = 10.0F;
 
-// By the first byte alone: 1 for what begins no character.
-size_t char_bytes(char first) {
-    const auto byte = static_cast<uint8_t>(first);
-    return byte < 0xC0 ? 1 : byte < 0xE0 ? 2 : byte < 0xF0 ? 3 : 4;
-}
-
 // Bytes of the character that the text begins with, 0 if it is no UTF-8.
 size_t valid_char(std::string_view text) {
     const auto byte = [&](size_t i) { return static_cast<uint32_t>(static_cast<uint8_t>(text[i])); };

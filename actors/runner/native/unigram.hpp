@@ -70,13 +70,13 @@ public:
     // kinds, scores [n]: of each token; byte_ids [256]: tokens of single bytes, -1 where there is none.
     Unigram(Strings tokens, std::span<const uint8_t> kinds, std::span<const float> scores,
             std::span<const int32_t> byte_ids, int32_t unknown, CharsMap chars, UnigramRules rules);
-    // What is no UTF-8 counts as U+FFFD, one a byte.
-    std::string normalise(std::string_view text) const;
     // A character that is no piece becomes its bytes' tokens; where one of them is missing, it and its like beside it
     // become one unknown token.
     std::vector<int32_t> encode(std::string_view text) const;
 
 private:
+    // What is no UTF-8 counts as U+FFFD, one a byte.
+    std::string normalise(std::string_view text) const;
     struct Best {
         float score = 0;
         int32_t id = -1;
